@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,25 @@ from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
 
 logger = logging.getLogger(__name__)
-FAMILIES = {"gemma3": "gemma3", "gemma3_text": "gemma3", "gemma2": "gemma2"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family writes its MLP output into the residual stream."""
+
+    name: str
+    norm_offset: float  # RMSNorm multiplies by offset + weight
+    mlp_norm: str  # the norm whose input is the residual stream before the MLP
+    post_norm: str | None  # the norm applied to the MLP output, if any
+
+
+_GEMMA = (1.0, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_LLAMA = (0.0, "post_attention_layernorm", None)
+FAMILIES = {
+    "gemma3": Family("gemma3", *_GEMMA), "gemma3_text": Family("gemma3", *_GEMMA), "gemma2": Family("gemma2", *_GEMMA),
+    "llama": Family("llama", *_LLAMA), "mistral": Family("mistral", *_LLAMA),
+    "qwen2": Family("qwen2", *_LLAMA), "qwen3": Family("qwen3", *_LLAMA),
+}  # fmt: skip
 
 
 @dataclass
@@ -32,7 +51,7 @@ class Model:
     tokenizer: Any
     name: str
     revision: str | None
-    family: str
+    family: Family
     device: torch.device
     dtype: torch.dtype
 
@@ -54,19 +73,32 @@ class Model:
         return self.layers[layer].mlp.down_proj.weight.detach().T
 
     def fold_scale(self, layer: int, fold: str) -> torch.Tensor:
-        """The factor folded into the readout (Gemma's RMSNorm multiplies by 1 + weight): float32 (hidden_size,)."""
+        """The factor folded into the readout: float32 (hidden_size,)."""
         scale = torch.ones(self.hidden_size, dtype=torch.float32, device=self.device)
         if fold in ("both", "final"):
-            scale = scale * (1 + self.norm.weight.detach().float())
-        if fold == "both":
-            scale = scale * (1 + self.layers[layer].post_feedforward_layernorm.weight.detach().float())
+            scale = scale * (self.family.norm_offset + self.norm.weight.detach().float())
+        if fold == "both" and self.family.post_norm:
+            weight = getattr(self.layers[layer], self.family.post_norm).weight
+            scale = scale * (self.family.norm_offset + weight.detach().float())
         return scale
+
+    def mlp_written(self, layer: int, mlp_output: torch.Tensor) -> torch.Tensor:
+        """What the layer adds to the residual stream for an MLP output (..., H)."""
+        if self.family.post_norm is None:
+            return mlp_output
+        return getattr(self.layers[layer], self.family.post_norm)(mlp_output)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids with the beginning-of-sequence token once (where the model has one)."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids if self.bos_id is None else [self.bos_id, *ids]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final norm and unembedding of residual-stream states (..., H) → float32 logits (..., V)."""
         logits = (self.norm(hidden) @ self.unembedding.T).float()
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over configuration and all parameters: names the weights that a result belongs to."""
         digest = hashlib.sha256(
@@ -80,7 +112,7 @@ class Model:
     def facts(self) -> dict[str, Any]:
         """The `model` part of the results."""
         return {
-            "id": self.name, "revision": self.revision, "fingerprint": self.fingerprint(), "family": self.family,
+            "id": self.name, "revision": self.revision, "fingerprint": self.fingerprint, "family": self.family.name,
             "layers": self.n_layers, "hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size,
             "vocab_size": self.vocab_size, "dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device),
         }  # fmt: skip

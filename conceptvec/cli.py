@@ -1,0 +1,151 @@
+"""The command line: ``conceptvec COMMAND``. Options of `run` are the fields of `Config`; only results go to stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+from conceptvec import __version__
+from conceptvec.config import Config
+from conceptvec.errors import RequestError, RunError
+
+MODEL_OPTIONS = ("model", "revision", "device", "dtype")
+_WHOLE = {"max_vectors", "batch_size", "top_k", "draws", "nulls", "seed"}
+_REAL = {"min_kurtosis", "score_threshold", "noise_ratio", "noise_sigma"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise RequestError(f"{message}; see {self.prog} --help")
+
+
+def _value(name: str, text: str) -> Any:
+    """An option's text as its field's type; what does not fit stays text and is refused by `Config`."""
+    if text in ("all", "none") and name in ("max_vectors", "noise_sigma"):
+        return None
+    try:
+        return int(text) if name in _WHOLE else float(text) if name in _REAL else text
+    except ValueError:
+        return text
+
+
+def _add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
+    for f in fields(Config):
+        if names is not None and f.name not in names:
+            continue
+        flag = "--" + f.name.replace("_", "-")
+        if isinstance(f.default, bool):
+            parser.add_argument(flag, action="store_true", default=MISSING, help=f.metadata["help"])
+            continue
+        shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+        note = "" if shown is None else f" (default {shown})"
+        parser.add_argument(flag, default=MISSING, metavar="…", help=f.metadata["help"].replace("%", "%%") + note)
+
+
+def _config(args: argparse.Namespace, **extra: Any) -> Config:
+    given = {f.name: getattr(args, f.name, MISSING) for f in fields(Config)}
+    return Config(**{k: _value(k, v) if isinstance(v, str) else v for k, v in given.items() if v is not MISSING}, **extra)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="conceptvec", description="Find concept vectors in Gemma 3 and prove that they matter.")
+    parser.add_argument("--version", action="version", version=f"conceptvec {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, text: str, json_option: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if json_option:
+            sub.add_argument("--json", action="store_true", help="one JSON document on standard output")
+        return sub
+
+    run = command("run", "the whole job: extract, score, damage, report")
+    _add_options(run)
+    run.add_argument("--dry-run", action="store_true", help="say what would be done and needed, then stop")
+    show = command("show", "a results file (or run folder) as a table")
+    show.add_argument("results", help="results file or run folder")
+    show.add_argument("--all", action="store_true", help="every tested candidate")
+    tokens = command("score-tokens", "score a bare list of tokens, most promoted first, without a model")
+    tokens.add_argument("tokens", nargs="+", metavar="TOKEN")
+    tokens.add_argument("--concepts", help="a concepts file (default: the built-in twelve)")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    from conceptvec.pipeline import results_path, run
+
+    config = _config(args)
+    if args.dry_run:
+        from conceptvec.preflight import preflight
+
+        return preflight(config)
+    results = run(config)
+    where = config.folder(results["model"]["device"].partition(":")[0])
+    if not args.json:
+        seconds = sum(results["timings"].values())
+        print(f"{results!r}\n{results_path(where, results['model']['device'].partition(':')[0])}  ({seconds:.0f} s)")
+    return results.document
+
+
+def _show(args: argparse.Namespace) -> dict[str, Any]:
+    from conceptvec.display import table
+    from conceptvec.results import load_results
+
+    document = load_results(args.results).document
+    if not args.json:
+        print(table(document, None if args.all else 25))
+    return document
+
+
+def _score_tokens(args: argparse.Namespace) -> dict[str, Any]:
+    from conceptvec.lexicon import score_tokens
+
+    found = score_tokens(args.tokens, args.concepts)
+    if not args.json:
+        from conceptvec.display import printable
+
+        matched = printable(", ".join(found["components"]["matched"]))
+        print(f"{found['concept']}  score {found['score']:.2f}" + (f"  ({matched})" if matched else ""))
+    return found
+
+
+COMMANDS = {"run": _run, "show": _show, "score-tokens": _score_tokens}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (0 done, 1 failed, 2 bad request, 130 interrupted)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = _parser()
+        args = parser.parse_args(argv)
+        if args.command is None:
+            parser.print_help()
+            return 0
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("conceptvec").setLevel(logging.INFO)
+        document = COMMANDS[args.command](args)
+        if getattr(args, "json", False):
+            print(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False))
+        sys.stdout.flush()
+        return 0
+    except RequestError as error:
+        return _fail(error, 2)
+    except RunError as error:
+        return _fail(error, 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        again = "" if argv[:1] != ["run"] else f" Resume with: conceptvec {' '.join(a for a in argv if a != '--overwrite')}"
+        return _fail(f"interrupted; what was finished is kept.{again}", 130)
+
+
+def _fail(message: object, status: int) -> int:
+    text = " ".join(str(message).split())
+    print(f"conceptvec: {text}", file=sys.stderr)
+    return status

@@ -1,0 +1,113 @@
+"""How results look in a terminal and in a notebook cell: plain tables and short sentences."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
+
+if TYPE_CHECKING:
+    from conceptvec.extraction import Candidates
+    from conceptvec.scoring import Scored
+
+ROWS = 25
+
+
+def printable(text: str) -> str:
+    """Text from a vocabulary without control characters, so that a terminal shows it and does nothing else."""
+    return "".join("�" if unicodedata.category(ch) in ("Cc", "Cf", "Cs", "Co") else ch for ch in text)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people; a dash where nothing was measured."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def summary(document: dict[str, Any]) -> str:
+    """The closing lines of a run."""
+    stats, model = document["pipeline_stats"], document["model"]
+    lines = [f"{model['id']} on {model['device']} in {model['dtype']}: {stats['total_candidates']:,} neurons examined"]
+    if stats["concept_candidates"] is not None:
+        lines[0] += f", {stats['concept_candidates']} concept candidates"
+    if stats["tested_vectors"] is not None:
+        hit = sum(1 for n in document["concept_distribution"].values() if n)
+        lines[0] += f", {stats['tested_vectors']} tested"
+        lines.append(
+            f"{stats['validated_vectors']} validated vectors in {hit} of {len(document['concept_distribution'])} concepts"
+            f" (other verdicts: {_listed({k: v for k, v in document['verdicts'].items() if k != 'validated'})})"
+        )
+        nulls = document["null_calibration"]
+        if nulls.get("tested"):
+            lines.append(
+                f"nulls: {nulls['false_validations']} of {nulls['tested']} null neurons pass the tests of the primary damage"
+            )
+    elif stats["concept_candidates"] is None:
+        lines.append("Stage 1 only: nothing was scored or damaged")
+    else:
+        lines.append(f"Stages 1 and 2 only, nothing was damaged: {_listed(document['candidate_distribution'])}")
+    return "\n".join(lines)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{v} {k}" for k, v in counts.items() if v) or "none"
+
+
+HEADERS = ("id", "concept", "score", "verdict", "concept drop", "unrelated", "95 % interval", "q", "tokens")
+
+
+def rows(document: dict[str, Any], limit: int | None = ROWS) -> list[list[str]]:
+    """The tested candidates as table rows, best first."""
+    return [
+        [
+            e["id"], printable(e["concept"]), number(e["score"], 2), e["verdict"], number(e["concept_drop"]),
+            number(e["unrelated_drop"]), f"{number(e['ci95'][0], 2)} … {number(e['ci95'][1], 2)}",
+            number(e["q_value"]), printable(" ".join(t.strip() for t, _ in e["top_tokens"][:6])),
+        ]
+        for e in document["validation_results"][:limit]
+    ]  # fmt: skip
+
+
+def table(document: dict[str, Any], limit: int | None = ROWS) -> str:
+    """The results as text: summary and table. Drops are in nats per answer token."""
+    found = document["validation_results"]
+    if not found:
+        return summary(document)
+    text = tabulate(rows(document, limit), HEADERS, disable_numparse=True)
+    more = f"\n… and {len(found) - limit} more (--all)" if limit and len(found) > limit else ""
+    return f"{summary(document)}\n\n{text}{more}\n\nDrops are in nats per answer token under the primary damage."
+
+
+def html(rows: list[list[Any]], headers: tuple[str, ...] | list[str]) -> str:
+    """A plain, escaped HTML table."""
+    return str(tabulate(rows, headers, tablefmt="html", disable_numparse=True))
+
+
+def results_html(document: dict[str, Any]) -> str:
+    """Results in a notebook cell."""
+    lines = "<br>".join(summary(document).splitlines())
+    return f"<p>{lines}</p>{html(rows(document), HEADERS)}"
+
+
+def candidates_html(candidates: Candidates) -> str:
+    """Stage 1 in a notebook cell: the neurons whose readouts have the heaviest tails."""
+    best = sorted(
+        ((p, i) for p in candidates.layers for i in range(len(p.neurons))), key=lambda x: -x[0].kurtosis[x[1]]
+    )[:10]
+    body = []
+    for p, i in best:
+        for pole in "+-":
+            words = " ".join(printable(candidates.tokens[t]).strip() for t in p.pole(pole)[0][i][:8])
+            body.append([f"L{p.layer:02d}_N{p.neurons[i]:04d}{pole}", f"{p.kurtosis[i]:.1f}", words])
+    return f"<p>{candidates!r}</p>{html(body, ('vector', 'excess kurtosis', 'tokens'))}"
+
+
+def scored_html(scored: Scored) -> str:
+    """Stage 2 in a notebook cell: the best candidates."""
+    body = [
+        [e["id"], e["concept"], number(e["score"], 2), printable(" ".join(t.strip() for t, _ in e["top_tokens"][:8]))]
+        for e in scored.entries[:ROWS]
+    ]
+    return f"<p>{len(scored.entries)} concept candidates; answers: {_listed(scored.labels)}</p>" + html(
+        body, ("vector", "concept", "score", "tokens")
+    )

@@ -1,0 +1,199 @@
+"""The results of a run: one JSON document with a schema, and what people read from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conceptvec.concepts import data
+from conceptvec.config import Config
+from conceptvec.errors import RequestError
+from conceptvec.store import write_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from conceptvec.extraction import Candidates
+    from conceptvec.models import Model
+    from conceptvec.scoring import Scored
+    from conceptvec.validation import PromptTable
+
+SCHEMA_VERSION = 1
+VOLATILE = ("created", "environment", "timings", "resources")  # everything else repeats byte for byte
+
+
+def plain(value: Any) -> float | None:
+    """A number as JSON writes it, six significant digits; NaN (not measured) is null."""
+    number = float(value)
+    return None if math.isnan(number) else float(f"{number:.6g}")
+
+
+@dataclass
+class Results(Mapping[str, Any]):
+    """The results document, read like a dict; see the contract in the JSON Schema (`schema`)."""
+
+    document: dict[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.document[key]
+
+    def __iter__(self) -> Any:
+        return iter(self.document)
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+    @classmethod
+    def build(
+        cls, model: Model, config: Config, scored: Scored, table: PromptTable, entries: list[dict[str, Any]],
+        calibration: dict[str, Any], cost: np.ndarray,
+    ) -> Results:  # fmt: skip
+        """The document of a complete run."""
+        out = cls.partial(model, config, scored.candidates, scored)
+        layer_parameters = sum(p.numel() for p in model.layers[0].parameters())
+        valid = [e for e in entries if e["validated"]]
+        total = scored.candidates.total
+        out.document["pipeline_stats"] |= {
+            "tested_vectors": len(entries), "validated_vectors": len(valid),
+            "success_rate": plain(len(valid) / total) if total else None,
+        }  # fmt: skip
+        out.document["computational_complexity"]["validation_flops"] = 2 * int(
+            cost[0] * layer_parameters + cost[1] * model.hidden_size * model.vocab_size
+        )
+        names = [n for n in table.groups if n != "neutral"]
+        out.document |= {
+            "concept_distribution": _count(valid, scored.concepts.names),
+            "verdicts": dict(sorted(Counter(e["verdict"] for e in entries).items())),
+            "prompts": {
+                n: {"prompts": len(table.groups[n]), "known": len(table.concept(n))} for n in [*names, "neutral"]
+            },
+            "validation_results": entries,
+            "null_calibration": calibration,
+        }  # fmt: skip
+        return out
+
+    @classmethod
+    def partial(cls, model: Model, config: Config, candidates: Candidates, scored: Scored | None) -> Results:
+        """The document of a run that ends with Stage 1 or 2; what was not measured is null or empty."""
+        from conceptvec import __version__
+
+        shown = int((~candidates.masked).sum())
+        flops = 2 * model.hidden_size * shown
+        names = scored.concepts.names if scored else []
+        return cls({
+            "schema_version": SCHEMA_VERSION, "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "conceptvec_version": __version__, "configuration": config.resolved(), "model": model.facts(),
+            "environment": environment(str(model.device)),
+            "pipeline_stats": {
+                "total_candidates": candidates.total, "filtered_candidates": scored.filtered if scored else None,
+                "concept_candidates": len(scored.entries) if scored else None, "tested_vectors": None,
+                "validated_vectors": None, "success_rate": None,
+            },
+            "computational_complexity": {
+                "projection_flops": flops * candidates.total,
+                "full_scale_projection_flops": flops * model.n_layers * model.intermediate_size,
+                "validation_flops": None,
+                "parameters_examined": candidates.total * model.hidden_size,
+            },
+            "timings": {}, "resources": {},
+            "concept_distribution": {},
+            "candidate_distribution": _count(scored.entries, names) if scored else {},
+            "labels": scored.labels if scored else {},
+            "score_histogram": scored.histogram if scored else {},
+            "scoring_nulls": scored.null if scored else {},
+            "other_groups": scored.others if scored else [],
+            "layers": [p.layer for p in candidates.layers],
+            "verdicts": {}, "prompts": {}, "validation_results": [], "null_calibration": {},
+        })  # fmt: skip
+
+    def save(self, path: str | Path) -> Path:
+        """Write the document as JSON, atomically, after checking it against the schema."""
+        check(self.document, "the results")
+        text = json.dumps(self.document, ensure_ascii=False, indent=1, allow_nan=False)
+        path = Path(path)
+        write_atomic(path, (text + "\n").encode("utf-8"))
+        return path
+
+    @property
+    def validated(self) -> list[dict[str, Any]]:
+        """The validated entries, best first."""
+        return [e for e in self["validation_results"] if e["validated"]]
+
+    def __repr__(self) -> str:
+        from conceptvec.display import summary
+
+        return summary(self.document)
+
+    def _repr_html_(self) -> str:
+        from conceptvec.display import results_html
+
+        return results_html(self.document)
+
+
+def _count(entries: list[dict[str, Any]], names: list[str]) -> dict[str, int]:
+    found = Counter(e["concept"] for e in entries)
+    return {n: found[n] for n in names}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the results file."""
+    return data("results.schema.json")
+
+
+def check(document: Any, name: str) -> None:
+    """Check a document against the schema.
+
+    Raises:
+        RequestError: it does not fit; the message names the place.
+    """
+    import jsonschema
+
+    error = next(jsonschema.Draft202012Validator(schema()).iter_errors(document), None)
+    if error is not None:
+        raise RequestError(f"{name}: {error.json_path}: {error.message[:300]}; expected a conceptvec results file")
+
+
+def load_results(path: str | Path) -> Results:
+    """Read a results file, or the one results file of a run folder.
+
+    Raises:
+        RequestError: there is none, or it is not a results file of this version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(path.glob("concept_vector_results_*.json"))
+        if len(found) != 1:
+            raise RequestError(f"{path}: found {len(found)} results files, expected one; name the file")
+        path = found[0]
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is not a readable results file ({error}); give one that `conceptvec run` wrote") from None
+    check(document, str(path))
+    return Results(document)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def environment(device: str) -> dict[str, str]:
+    """Versions and the machine's kind."""
+    import torch
+
+    versions = {}
+    for name in ("torch", "transformers", "tokenizers", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "unknown"
+    named = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else platform.processor() or device
+    return {"python": platform.python_version(), **versions, "platform": platform.platform(), "device_name": named}
