@@ -1,0 +1,102 @@
+"""Tiny models of every family, built from a configuration: random weights, a word-level tokenizer, no download."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+import transformers
+
+from conceptvec import Config
+from conceptvec.models import FAMILIES, Model
+
+WORDS = [f"w{i}" for i in range(200)]
+ANIMALS = ["dog", "cat", "horse", "cow", "sheep", "goat", "lion", "fox", "wolf", "rabbit", "monkey", "elephant"]
+COLORS = ["red", "blue", "green", "yellow", "purple", "brown", "black", "white", "pink", "gray", "violet", "beige"]
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<unused0>", "<unused1>", "<0x00>", "<0x41>"]
+
+
+def make_tokenizer() -> Any:
+    """One token per word, ▁ before it, Gemma's special tokens first."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = {w: i for i, w in enumerate(SPECIAL + ["▁" + w for w in [*WORDS, *ANIMALS, *COLORS, "zoo", "paint"]])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>",
+        mask_token="<mask>",
+    )  # fmt: skip
+
+
+def make_hf(family: str = "gemma3_text", layers: int = 4, seed: int = 0, **changes: Any) -> Any:
+    """A tiny random model of a family; Gemma 3 has sliding and full layers."""
+    common: dict[str, Any] = dict(
+        vocab_size=len(make_tokenizer()), hidden_size=32, intermediate_size=24, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=128, pad_token_id=0,
+        eos_token_id=1, bos_token_id=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    if family.startswith("gemma"):
+        common |= dict(sliding_window=4, query_pre_attn_scalar=8, hidden_activation="gelu_pytorch_tanh")
+    if family == "gemma3_text":
+        common |= dict(layer_types=["full_attention" if i % 2 else "sliding_attention" for i in range(layers)])
+    name = "gemma3" if family == "gemma3_text" else family
+    torch.manual_seed(seed)
+    if family == "gemma3":
+        text = transformers.Gemma3TextConfig(**common)
+        vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+                      patch_size=14)  # fmt: skip
+        config = transformers.Gemma3Config(text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4)
+        hf = transformers.Gemma3ForConditionalGeneration(config)
+    else:
+        configs = {"gemma3": "Gemma3TextConfig", "gemma2": "Gemma2Config", "llama": "LlamaConfig",
+                   "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}  # fmt: skip
+        config = getattr(transformers, configs[name])(**(common | changes))
+        hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    hf.set_attn_implementation("eager") if hasattr(hf, "set_attn_implementation") else None
+    with torch.no_grad():
+        for key, p in hf.named_parameters():
+            if "norm" in key:  # norm weights that matter, instead of all zeros or ones
+                p.add_(torch.randn_like(p) * 0.2)
+            elif p.ndim == 2:
+                p.normal_(std=0.2)
+    return hf.float().eval()
+
+
+def wrap(hf: Any, family: str = "gemma3_text") -> Model:
+    """The model as the package sees it."""
+    return Model(hf, make_tokenizer(), "tiny", None, FAMILIES[family], torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def tiny() -> Model:
+    """A tiny random Gemma 3."""
+    return wrap(make_hf())
+
+
+@pytest.fixture
+def tiny_of() -> Callable[[str], Model]:
+    """A tiny random model of any family."""
+    return lambda family: wrap(make_hf(family), family)
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    """A tiny random Gemma 3 saved as a local folder."""
+    folder = tmp_path / "tiny"
+    make_hf().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def config() -> Config:
+    """A quick configuration on the CPU."""
+    return Config(device="cpu", top_k=10, batch_size=7, nulls=10)
