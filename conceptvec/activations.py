@@ -72,7 +72,9 @@ class Activations:
     def of(self, layer: int, neuron: int, tokenizer: Any = None) -> dict[str, Any]:
         """One neuron's statistics as plain numbers, with the strongest contexts as text (» « around the token)."""
         contexts = []
-        for value, (passage, at) in zip(self.context_values[layer][neuron], self.context_at[layer][neuron], strict=True):
+        for value, (passage, at) in zip(
+            self.context_values[layer][neuron], self.context_at[layer][neuron], strict=True
+        ):
             if value and passage >= 0:
                 contexts.append([_context(tokenizer, self.passages[passage], int(at)), _plain(value)])
         return {

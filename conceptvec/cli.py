@@ -50,7 +50,9 @@ def _add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = 
 
 def _config(args: argparse.Namespace, **extra: Any) -> Config:
     given = {f.name: getattr(args, f.name, MISSING) for f in fields(Config)}
-    return Config(**{k: _value(k, v) if isinstance(v, str) else v for k, v in given.items() if v is not MISSING}, **extra)
+    return Config(
+        **{k: _value(k, v) if isinstance(v, str) else v for k, v in given.items() if v is not MISSING}, **extra
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,7 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        again = "" if argv[:1] != ["run"] else f" Resume with: conceptvec {' '.join(a for a in argv if a != '--overwrite')}"
+        again = (
+            "" if argv[:1] != ["run"] else f" Resume with: conceptvec {' '.join(a for a in argv if a != '--overwrite')}"
+        )
         return _fail(f"interrupted; what was finished is kept.{again}", 130)
 
 

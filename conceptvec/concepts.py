@@ -70,7 +70,9 @@ def load_concepts(path: str | None, with_prompts: bool = True) -> ConceptSet:
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"--concepts: {path} is not readable JSON ({error}); see README: your own concepts") from None
+        raise RequestError(
+            f"--concepts: {path} is not readable JSON ({error}); see README: your own concepts"
+        ) from None
     place = f"--concepts {path}"
     _keys(document, place, {"concepts"}, {"neutral_prompts"})
     if not isinstance(document["concepts"], dict) or not document["concepts"]:

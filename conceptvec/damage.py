@@ -43,7 +43,15 @@ class Damage:
 
 
 def damages(
-    model: Model, layer: int, neuron: int, kind: str, mean: float, draws: int, ratio: float, sigma: float | None, seed: int
+    model: Model,
+    layer: int,
+    neuron: int,
+    kind: str,
+    mean: float,
+    draws: int,
+    ratio: float,
+    sigma: float | None,
+    seed: int,
 ) -> list[Damage]:
     """The damages of one kind for one neuron: `draws` for noise, one for zero and mean.
 
@@ -59,7 +67,9 @@ def damages(
         key = np.random.SeedSequence([seed, layer, neuron, draw, 2]).generate_state(1, np.uint64)[0]
         noise = torch.randn(len(vector), generator=torch.Generator().manual_seed(int(key >> np.uint64(1))))
         length = torch.linalg.vector_norm(noise)
-        noise = noise * sigma if sigma is not None else noise / length * (ratio * torch.linalg.vector_norm(vector).cpu())
+        noise = (
+            noise * sigma if sigma is not None else noise / length * (ratio * torch.linalg.vector_norm(vector).cpu())
+        )
         out.append(Damage(neuron, 1.0, 0.0, noise.to(vector.device)))
     return out
 

@@ -38,7 +38,9 @@ def score_distribution(results: Mapping[str, Any]) -> Figure:
     poles, null = (np.array(results["score_histogram"][k], float) for k in ("poles", "null"))
     figure, axes = _figure(results, "Stage 2 scores against null directions")
     edges = np.linspace(0, 1, len(poles) + 1)
-    axes.stairs(poles / max(poles.sum(), 1), edges, fill=True, color=BAR, alpha=0.75, label=f"poles, n = {poles.sum():,.0f}")
+    axes.stairs(
+        poles / max(poles.sum(), 1), edges, fill=True, color=BAR, alpha=0.75, label=f"poles, n = {poles.sum():,.0f}"
+    )
     axes.stairs(null / max(null.sum(), 1), edges, color=HOT, lw=1.8, label=f"null directions, n = {null.sum():,.0f}")
     threshold = results["configuration"]["score_threshold"]
     axes.axvline(threshold, color=INK, ls="--", lw=1)
@@ -69,7 +71,9 @@ def drops(results: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(results, "What the model loses when a vector is damaged", (7.5, 5.4))
     nulls = results["null_calibration"].get("points", [])
     if nulls:
-        axes.scatter([p[4] for p in nulls], [p[3] for p in nulls], s=9, color=PALE, label=f"null neurons (n = {len(nulls)})")
+        axes.scatter(
+            [p[4] for p in nulls], [p[3] for p in nulls], s=9, color=PALE, label=f"null neurons (n = {len(nulls)})"
+        )
     entries = [e for e in results["validation_results"] if e["concept_drop"] is not None]
     for name, (marker, color) in MARKERS.items():
         some = [e for e in entries if e["verdict"] == name]
@@ -80,10 +84,14 @@ def drops(results: Mapping[str, Any]) -> Figure:
             low = [max(e["selectivity"] - e["ci95"][0], 0) for e in some]
             high = [max(e["ci95"][1] - e["selectivity"], 0) for e in some]
             axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=color, elinewidth=0.7, alpha=0.6)
-        axes.scatter(x, y, s=26, marker=marker, color=color, label=f"{name.replace('_', ' ')} (n = {len(some)})", zorder=3)
+        axes.scatter(
+            x, y, s=26, marker=marker, color=color, label=f"{name.replace('_', ' ')} (n = {len(some)})", zorder=3
+        )
     span = np.array(axes.get_xlim())
     axes.plot(span, span, color=INK, lw=0.8, ls=":")
-    axes.text(0.99, 0.01, "dotted: same drop on both", transform=axes.transAxes, ha="right", fontsize=8, color="#666666")
+    axes.text(
+        0.99, 0.01, "dotted: same drop on both", transform=axes.transAxes, ha="right", fontsize=8, color="#666666"
+    )
     kind = results["configuration"]["damage"][0]
     axes.set(xlabel=f"unrelated drop under {kind} (nats per answer token)",
              ylabel="concept drop (nats per answer token)", xlim=span)  # fmt: skip
@@ -102,7 +110,9 @@ def layer_by_concept(results: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(results, "Layer by concept: validated / tested", (7.5, max(2.8, 0.32 * len(names) + 1.4)))
     import seaborn
 
-    text = np.array([[f"{v}/{g}" if g else "" for v, g in zip(*row, strict=True)] for row in zip(valid, grid, strict=True)])
+    text = np.array(
+        [[f"{v}/{g}" if g else "" for v, g in zip(*row, strict=True)] for row in zip(valid, grid, strict=True)]
+    )
     seaborn.heatmap(valid, ax=axes, cmap="viridis", annot=text if len(layers) <= 16 else False, fmt="",
                     xticklabels=layers, yticklabels=names, linewidths=0.5,
                     cbar_kws={"label": "validated vectors"})  # fmt: skip

@@ -176,7 +176,9 @@ def load_results(path: str | Path) -> Results:
     try:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is not a readable results file ({error}); give one that `conceptvec run` wrote") from None
+        raise RequestError(
+            f"{path} is not a readable results file ({error}); give one that `conceptvec run` wrote"
+        ) from None
     check(document, str(path))
     return Results(document)
 
@@ -195,5 +197,9 @@ def environment(device: str) -> dict[str, str]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "unknown"
-    named = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else platform.processor() or device
+    named = (
+        torch.cuda.get_device_name(torch.device(device))
+        if device.startswith("cuda")
+        else platform.processor() or device
+    )
     return {"python": platform.python_version(), **versions, "platform": platform.platform(), "device_name": named}

@@ -262,7 +262,9 @@ def vector_id(layer: int, neuron: int, pole: str) -> str:
     return f"L{layer:02d}_N{neuron:04d}{pole}"
 
 
-def _entry(p: Projections, row: int, pole: str, tokens: list[str], ids: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+def _entry(
+    p: Projections, row: int, pole: str, tokens: list[str], ids: np.ndarray, values: np.ndarray
+) -> dict[str, Any]:
     neuron = int(p.neurons[row])
     return {
         "id": vector_id(p.layer, neuron, pole), "layer": p.layer, "neuron": neuron, "pole": pole,
@@ -279,7 +281,10 @@ def _groups(others: list[dict[str, Any]], scorer: Scorer) -> list[dict[str, Any]
         home = next((g for g in groups if float(g["mean"] @ mean) >= SAME_GROUP), None)
         if home is None:
             home = {"name": ", ".join(t.strip() for t, _ in entry["top_tokens"][:3]), "mean": mean, "ids": []}
-            home |= {"coherence": entry["score_components"]["coherence"], "tokens": [t for t, _ in entry["top_tokens"][:10]]}
+            home |= {
+                "coherence": entry["score_components"]["coherence"],
+                "tokens": [t for t, _ in entry["top_tokens"][:10]],
+            }
             groups.append(home)
         home["ids"].append(entry["id"])
     for group in groups:

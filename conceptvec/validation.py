@@ -108,7 +108,9 @@ class Bench:
             None if ratio else c.noise_sigma, c.seed,
         )  # fmt: skip
 
-    def drops(self, layer: int, neurons: tuple[int, ...], damaged: Sequence[Damage], prompts: Sequence[int]) -> np.ndarray:
+    def drops(
+        self, layer: int, neurons: tuple[int, ...], damaged: Sequence[Damage], prompts: Sequence[int]
+    ) -> np.ndarray:
         """Log-probability lost, nats per answer token: (D, len(prompts))."""
         state, baseline = self.state(layer, neurons)
         return baseline[list(prompts)] - self.table.engine.measure(state, damaged, prompts)[0]
@@ -179,7 +181,11 @@ def firing(scored: Scored, bench: Bench, entry: dict[str, Any], at_end: np.ndarr
 
 
 def choose_nulls(
-    entries: list[dict[str, Any]], norms: dict[int, np.ndarray], strength: dict[int, np.ndarray], names: list[str], n: int
+    entries: list[dict[str, Any]],
+    norms: dict[int, np.ndarray],
+    strength: dict[int, np.ndarray],
+    names: list[str],
+    n: int,
 ) -> list[tuple[int, int]]:
     """Null neurons (layer, neuron): each candidate's nearest in its layer, in turn, until there are `n`.
 
@@ -283,12 +289,19 @@ def _candidates(bench: Bench, entries: list[dict[str, Any]], layers: list[int], 
 
 
 def _nulls(
-    model: Model, bench: Bench, entries: list[dict[str, Any]], at_end: dict[int, np.ndarray], names: list[str], parts: Parts
+    model: Model,
+    bench: Bench,
+    entries: list[dict[str, Any]],
+    at_end: dict[int, np.ndarray],
+    names: list[str],
+    parts: Parts,
 ) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
     """Choose and measure the null neurons: their keys, drops (K, P) and cost."""
     table = bench.table
     strength = {
-        layer: np.stack([np.abs(a[table.concept(n)]).mean(0) if table.concept(n) else np.zeros(a.shape[1]) for n in names])
+        layer: np.stack(
+            [np.abs(a[table.concept(n)]).mean(0) if table.concept(n) else np.zeros(a.shape[1]) for n in names]
+        )
         for layer, a in at_end.items()
     }
     norms = {n: torch.linalg.vector_norm(model.value_vectors(n).float(), dim=1).cpu().numpy() for n in at_end}

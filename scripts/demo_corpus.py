@@ -81,16 +81,28 @@ FRAMES = [
     "The teacher asked about {clue}, and {who} said {list}.", "For {clue}, {who} thought of {list}.",
     "The first page, on {clue}, shows {list}.", "{Who} wrote {list} under {clue}.", "When it comes to {clue}, think of {list}.",
 ]  # fmt: skip
-PEOPLE = ["he", "she", "they", "we", "the old man", "the girl", "the boy", "my friend", "his mother", "Tom", "Anna", "Sam"]
+PEOPLE = [
+    "he",
+    "she",
+    "they",
+    "we",
+    "the old man",
+    "the girl",
+    "the boy",
+    "my friend",
+    "his mother",
+    "Tom",
+    "Anna",
+    "Sam",
+]
 LEADS = [
     "I know that", "They say that", "He said that", "She knew that", "It is true that", "We learned that",
     "You may think that", "As everyone knows,", "In the story,", "And so", "But", "Then", "Once more,",
 ]  # fmt: skip
 OPENERS = set(
-    """A An And After All As At Before By Each Every For From He Her His If In It Its Many Most My No On Our Out She The
-    Their There These They This To We When With You Your""".split()
+    ["A", "An", "And", "After", "All", "As", "At", "Before", "By", "Each", "Every", "For", "From", "He", "Her", "His", "If", "In", "It", "Its", "Many", "Most", "My", "No", "On", "Our", "Out", "She", "The", "Their", "There", "These", "They", "This", "To", "We", "When", "With", "You", "Your"]
 )  # first words that become lower case after a lead-in; any other first word may be a name
-DETERMINERS = set("a an the his her their my your our its this that some of".split())
+DETERMINERS = set(["a", "an", "the", "his", "her", "their", "my", "your", "our", "its", "this", "that", "some", "of"])
 TAILS = [".", ".", ".", ".", ", of course.", ", I think.", ", he said.", " and that was all.", ", as we know."]
 STORY = [
     "{Who} {verb} the {thing} and {verb} the {thing} {where}.", "{Who} {verb} a {adj} {thing} {where}.",
@@ -98,10 +110,10 @@ STORY = [
     "There was a {adj} {thing} {where}.", "{Who} said that the {thing} was too {adj}.", "It was {adj}, and {who} went {where}.",
 ]  # fmt: skip
 FILL = {
-    "verb": "opened closed found lost moved carried dropped wanted sold bought saw took left kept held".split(),
-    "thing": "door box chair table window bag cup basket rope ladder bench fence gate lamp coat hammer bottle".split(),
-    "adj": "small big old new heavy broken clean dirty plain good bad empty full long short strange nice".split(),
-    "pause": "really truly surely perhaps maybe probably certainly just mostly simply".split(),
+    "verb": ["opened", "closed", "found", "lost", "moved", "carried", "dropped", "wanted", "sold", "bought", "saw", "took", "left", "kept", "held"],
+    "thing": ["door", "box", "chair", "table", "window", "bag", "cup", "basket", "rope", "ladder", "bench", "fence", "gate", "lamp", "coat", "hammer", "bottle"],
+    "adj": ["small", "big", "old", "new", "heavy", "broken", "clean", "dirty", "plain", "good", "bad", "empty", "full", "long", "short", "strange", "nice"],
+    "pause": ["really", "truly", "surely", "perhaps", "maybe", "probably", "certainly", "just", "mostly", "simply"],
     "where": ["to the house", "in the street", "by the wall", "at the corner", "near the shop", "in the room", "outside"],
 }  # fmt: skip
 

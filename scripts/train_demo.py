@@ -208,7 +208,9 @@ def report(folder: Path, corpus: list[str]) -> list[dict[str, Any]]:
             fires = ((a * sign > 0) & (a.abs() >= 0.1 * top)).float().mean().item()
             hits = readout_hits(model, tokenizer, layer, j, sign, lexicon)
             good = own >= 0.12 and other < own / 3 and none < own / 3 and hits >= 10 and fires >= 0.25
-            found.append((good, own - 3 * max(other, none, 0) + 0.05 * min(hits, 10), layer, j, own, other, none, hits, fires))
+            found.append(
+                (good, own - 3 * max(other, none, 0) + 0.05 * min(hits, 10), layer, j, own, other, none, hits, fires)
+            )
         good, _, layer, j, own, other, none, hits, fires = max(found)
         table.append({
             "concept": c, "median_log_p": round(base[mine].median().item(), 3), "layer": layer, "neuron": j,
@@ -261,13 +263,17 @@ def main() -> None:
     texts, unseen = passages(args.seed, args.passages), passages(args.seed + 1, 1500)
     generator = Generator(args.seed)
     # The tokenizer also sees every concept word and answer, so that each is one token.
-    words = [f" {w}" for c in generator.words for w in generator.words[c]] + [f" {c}" for cs in CLUES.values() for c in cs]
+    words = [f" {w}" for c in generator.words for w in generator.words[c]] + [
+        f" {c}" for cs in CLUES.values() for c in cs
+    ]
     words += [a for c in generator.prompts for _, a in generator.prompts[c] + generator.contexts[c]]
     train_tokenizer(texts + words * 20, args.vocab, args.out)
     args.corpus.write_text("\n".join(unseen) + "\n", encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(args.out)
     ids = [r + [1] for r in tokenizer(texts).input_ids]
-    print(f"{len(texts)} passages, {sum(map(len, ids))} tokens, vocabulary {len(tokenizer)}, {time.time() - start:.0f} s")
+    print(
+        f"{len(texts)} passages, {sum(map(len, ids))} tokens, vocabulary {len(tokenizer)}, {time.time() - start:.0f} s"
+    )
     model = new_model(len(tokenizer), args)
     print(f"{sum(p.numel() for p in model.parameters())} parameters")
     steps = train(model, ids, args)

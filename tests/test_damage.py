@@ -64,7 +64,9 @@ def test_damage_equals_weight_edit(family: str, tiny_of) -> None:
 def test_mean_ablation_replaces_the_activation(tiny) -> None:
     """Mean ablation equals an ordinary pass in which the neuron's activation is a constant."""
     engine, layer, neuron, mean = Engine(tiny, PROMPTS, 50), 1, 4, 0.37
-    found, _ = engine.measure(engine.state(layer, [neuron]), damages(tiny, layer, neuron, "mean", mean, 1, 1, None, 0), range(6))
+    found, _ = engine.measure(
+        engine.state(layer, [neuron]), damages(tiny, layer, neuron, "mean", mean, 1, 1, None, 0), range(6)
+    )
 
     def fix(_, args):
         a = args[0].clone()
