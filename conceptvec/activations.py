@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
-from conceptvec.store import Arrays
+from conceptvec.store import Arrays, plain
 
 if TYPE_CHECKING:
     from conceptvec.models import Model
@@ -76,16 +76,12 @@ class Activations:
             self.context_values[layer][neuron], self.context_at[layer][neuron], strict=True
         ):
             if value and passage >= 0:
-                contexts.append([_context(tokenizer, self.passages[passage], int(at)), _plain(value)])
+                contexts.append([_context(tokenizer, self.passages[passage], int(at)), plain(value)])
         return {
-            "mean": _plain(self.mean[layer][neuron]), "max_abs": _plain(self.max_abs[layer][neuron]),
-            "firing_rate": _plain(self.firing_rate[layer][neuron]),
-            "positive_share": _plain(self.positive_share[layer][neuron]), "contexts": contexts,
+            "mean": plain(self.mean[layer][neuron]), "max_abs": plain(self.max_abs[layer][neuron]),
+            "firing_rate": plain(self.firing_rate[layer][neuron]),
+            "positive_share": plain(self.positive_share[layer][neuron]), "contexts": contexts,
         }  # fmt: skip
-
-
-def _plain(value: Any) -> float:
-    return float(f"{float(value):.6g}")
 
 
 def _context(tokenizer: Any, passage: str, at: int, width: int = 12) -> str:
@@ -158,7 +154,8 @@ def corpus_activations(model: Model, config: Config, layers: Sequence[int]) -> A
 
     with capturing(model, layers, use):
         batches = list(token_batches(model, passages, size=4096))
-        for rows, ids in tqdm(batches, desc="Stage 1: corpus", unit="batch", leave=False):
+        for passages_now, ids in tqdm(batches, desc="Stage 1: corpus", unit="batch", leave=False):
+            rows[:] = passages_now
             if ids.shape[1] > 1:
                 model.decoder(input_ids=ids, use_cache=False)
     parts = {layer: g.result() for layer, g in gather.items()}

@@ -76,7 +76,7 @@ def damages(
 
 @dataclass
 class State:
-    """One layer's clean state on all prompts: residual stream before the MLP, MLP output, activations of some neurons."""
+    """One layer's clean state on all prompts: residual stream before the MLP, MLP output, some activations."""
 
     layer: int
     residual: torch.Tensor  # (P, T, H)

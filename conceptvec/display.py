@@ -34,13 +34,14 @@ def summary(document: dict[str, Any]) -> str:
         hit = sum(1 for n in document["concept_distribution"].values() if n)
         lines[0] += f", {stats['tested_vectors']} tested"
         lines.append(
-            f"{stats['validated_vectors']} validated vectors in {hit} of {len(document['concept_distribution'])} concepts"
-            f" (other verdicts: {_listed({k: v for k, v in document['verdicts'].items() if k != 'validated'})})"
+            f"{stats['validated_vectors']} validated vectors in {hit} of {len(document['concept_distribution'])} "
+            f"concepts (other verdicts: {_listed({k: v for k, v in document['verdicts'].items() if k != 'validated'})})"
         )
         nulls = document["null_calibration"]
         if nulls.get("tested"):
             lines.append(
-                f"nulls: {nulls['false_validations']} of {nulls['tested']} null neurons pass the tests of the primary damage"
+                f"nulls: {nulls['false_validations']} of {nulls['tested']} null neurons pass the tests of the "
+                "primary damage"
             )
     elif stats["concept_candidates"] is None:
         lines.append("Stage 1 only: nothing was scored or damaged")

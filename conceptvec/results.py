@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from conceptvec.concepts import data
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
-from conceptvec.store import write_atomic
+from conceptvec.store import plain, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,12 +27,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 VOLATILE = ("created", "environment", "timings", "resources")  # everything else repeats byte for byte
-
-
-def plain(value: Any) -> float | None:
-    """A number as JSON writes it, six significant digits; NaN (not measured) is null."""
-    number = float(value)
-    return None if math.isnan(number) else float(f"{number:.6g}")
 
 
 @dataclass

@@ -22,6 +22,7 @@ from conceptvec import lexicon as lex
 from conceptvec.concepts import ConceptSet, load_concepts
 from conceptvec.config import Config
 from conceptvec.extraction import Candidates, Projections, Projector, null_directions
+from conceptvec.store import plain
 
 if TYPE_CHECKING:
     from conceptvec.models import Model
@@ -224,9 +225,9 @@ def score(candidates: Candidates, model: Model, config: Config) -> Scored:
             labels.update(scorer.names[i] if i >= 0 else LABELS[int(i)] for i in lists.label)
             for row in np.flatnonzero((lists.label >= 0) | (lists.label == -4)):
                 entry = _entry(projections, int(passing[row]), pole, candidates.tokens, ids[row], values[row])
-                entry["score_components"] = {k: _plain(v[row]) for k, v in lists.components.items()}
-                entry["score_components"]["null_percentile"] = _plain((null.score < lists.score[row]).mean())
-                entry["score"] = _plain(lists.score[row])
+                entry["score_components"] = {k: plain(v[row]) for k, v in lists.components.items()}
+                entry["score_components"]["null_percentile"] = plain((null.score < lists.score[row]).mean())
+                entry["score"] = plain(lists.score[row])
                 if lists.label[row] >= 0:
                     entries.append(entry | {"concept": scorer.names[lists.label[row]]})
                 else:
@@ -235,7 +236,7 @@ def score(candidates: Candidates, model: Model, config: Config) -> Scored:
     total = sum(x["lists"] for x in per_layer)
     reached = sum(x["reached"] for x in per_layer)
     return Scored(
-        entries, dict(sorted(labels.items())), filtered, _groups(others, scorer),
+        entries, dict(sorted(labels.items())), filtered, _groups(others),
         {"lists": total, "reached_threshold": reached, "share": reached / max(total, 1), "layers": per_layer},
         {k: v.tolist() for k, v in histogram.items()}, candidates, concepts,
     )  # fmt: skip
@@ -268,11 +269,11 @@ def _entry(
     neuron = int(p.neurons[row])
     return {
         "id": vector_id(p.layer, neuron, pole), "layer": p.layer, "neuron": neuron, "pole": pole,
-        "top_tokens": [[tokens[i], _plain(v)] for i, v in zip(ids, values, strict=True)],
+        "top_tokens": [[tokens[i], plain(v)] for i, v in zip(ids, values, strict=True)],
     }  # fmt: skip
 
 
-def _groups(others: list[dict[str, Any]], scorer: Scorer) -> list[dict[str, Any]]:
+def _groups(others: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Coherent lists outside the concepts, gathered by cosine (most coherent first), named by their central tokens."""
     groups: list[dict[str, Any]] = []
     for entry in sorted(others, key=lambda e: (-e["score_components"]["coherence"], e["id"])):
@@ -290,8 +291,3 @@ def _groups(others: list[dict[str, Any]], scorer: Scorer) -> list[dict[str, Any]
     for group in groups:
         del group["mean"]
     return sorted(groups, key=lambda g: (-len(g["ids"]), g["name"]))
-
-
-def _plain(value: Any) -> float:
-    """Six significant digits: enough to compare, short in the file."""
-    return float(f"{float(value):.6g}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,6 +27,12 @@ Arrays = dict[str, Any]
 Task = tuple[str, Callable[[], Arrays]]
 
 
+def plain(value: Any) -> float | None:
+    """A number as the results hold it, six significant digits; NaN (not measured) is null."""
+    number = float(value)
+    return None if math.isnan(number) else float(f"{number:.6g}")
+
+
 class Parts:
     """Computes parts and keeps nothing: what the stages use when there is no run folder."""
 
@@ -34,7 +41,7 @@ class Parts:
     def barrier(self) -> None:
         """Wait for the other processes."""
 
-    def load(self, name: str) -> Arrays | None:
+    def load(self, name: str) -> Arrays | None:  # noqa: ARG002
         """The part, if it is there and sound."""
         return None
 

@@ -6,7 +6,7 @@ kept as one part: results depend neither on where a run was interrupted nor on t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ import torch
 from conceptvec import statistics as stats
 from conceptvec.config import Config
 from conceptvec.damage import Damage, Engine, State, damages
-from conceptvec.results import Results, plain
+from conceptvec.results import Results
 from conceptvec.scoring import Scored
-from conceptvec.store import Arrays, Parts, Task
+from conceptvec.store import Arrays, Parts, Task, plain
 from conceptvec.verdict import VERDICTS, hopeless, verdict
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class PromptTable:
     seed: int
 
     @classmethod
-    def build(cls, model: Model, config: Config, prompts: dict[str, Sequence[Any]]) -> PromptTable:
+    def build(cls, model: Model, config: Config, prompts: Mapping[str, Sequence[Any]]) -> PromptTable:
         """Run every prompt clean and apply the rule: a hopeless answer is left out."""
         everything = [p for group in prompts.values() for p in group]
         groups, start = {}, 0
@@ -60,7 +60,7 @@ class PromptTable:
         return [i for i in self.groups[name] if self.known[i]]
 
     def unrelated(self, name: str) -> list[int]:
-        """Control prompts: a seeded sample, evenly over the other concepts; neutral ones fill up where those are few."""
+        """Control prompts: a seeded sample, evenly over the other concepts; neutral ones where those are few."""
         rng = np.random.default_rng([self.seed, 11])
         others = [g for g in self.groups if g not in (name, "neutral")]
         queues = [list(rng.permutation(self.concept(g))) for g in others]
@@ -171,7 +171,7 @@ class Bench:
 
 
 def firing(scored: Scored, bench: Bench, entry: dict[str, Any], at_end: np.ndarray) -> float:
-    """Share of the concept's known prompts on which the neuron fires with the pole's sign where the answer is predicted."""
+    """Share of the concept's known prompts that make the neuron fire, with the pole's sign, at the predicting token."""
     mine = bench.table.concept(entry["concept"])
     if not mine:
         return 0.0
@@ -193,6 +193,9 @@ def choose_nulls(
     nulls. Where the layers have too few neurons, the nearest of the other layers follow: the layers are pooled.
 
     Args:
+        entries: the candidates.
+        n: how many nulls are wanted.
+        names: the concepts, in the order of `strength`.
         norms: layer → ‖d_j‖ (I,).
         strength: layer → mean |a_j| over each concept's prompts (C, I).
     """
@@ -374,10 +377,11 @@ def _test(
     usable = np.array([key not in own for key in keys], bool)
     values = statistics[e["concept"]]["selectivity"][usable] if len(keys) else np.zeros(0)
     e["n_nulls"] = len(values)
-    e["p_null"] = plain(stats.null_p(float(concept.mean() - unrelated.mean()), values))
-    e["p_labels"] = plain(stats.permutation_p(concept, unrelated, rng))
+    p_null = stats.null_p(float(concept.mean() - unrelated.mean()), values)
+    p_labels = stats.permutation_p(concept, unrelated, rng)
+    e["p_null"], e["p_labels"] = plain(p_null), plain(p_labels)
     # A candidate that was stopped has fewer draws than the nulls: 1 is the p-value that is valid for it.
-    e["p_value"] = 1.0 if e["stopped_early"] else max(e["p_null"], e["p_labels"])
+    e["p_value"] = 1.0 if e["stopped_early"] else plain(max(p_null, p_labels))
 
 
 def _dose(bench: Bench, entries: list[dict[str, Any]], parts: Parts) -> np.ndarray:
@@ -431,5 +435,7 @@ def _calibrate_nulls(
     return {
         "null_neurons": len(nulls), "tested": len(points), "false_validations": int(sum(passed)),
         "false_validation_rate": plain(sum(passed) / len(points)) if points else None,
-        "points": [[x["layer"], x["neuron"], x["tested_as"], plain(x["concept"]), plain(x["unrelated"])] for x in points],
+        "points": [
+            [x["layer"], x["neuron"], x["tested_as"], plain(x["concept"]), plain(x["unrelated"])] for x in points
+        ],
     }  # fmt: skip
