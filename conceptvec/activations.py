@@ -69,14 +69,14 @@ class Activations:
         _, exponent = np.frexp(self.max_abs[layer])
         return np.ldexp(1.0, np.clip(exponent - 1, LOWEST, LOWEST + BINS - 1) - FIRES_BELOW_MAX).astype(np.float32)
 
-    def of(self, layer: int, neuron: int, tokenizer: Any = None) -> dict[str, Any]:
+    def of(self, layer: int, neuron: int, model: Model) -> dict[str, Any]:
         """One neuron's statistics as plain numbers, with the strongest contexts as text (» « around the token)."""
         contexts = []
         for value, (passage, at) in zip(
             self.context_values[layer][neuron], self.context_at[layer][neuron], strict=True
         ):
             if value and passage >= 0:
-                contexts.append([_context(tokenizer, self.passages[passage], int(at)), plain(value)])
+                contexts.append([_context(model, self.passages[passage], int(at)), plain(value)])
         return {
             "mean": plain(self.mean[layer][neuron]), "max_abs": plain(self.max_abs[layer][neuron]),
             "firing_rate": plain(self.firing_rate[layer][neuron]),
@@ -84,9 +84,9 @@ class Activations:
         }  # fmt: skip
 
 
-def _context(tokenizer: Any, passage: str, at: int, width: int = 12) -> str:
-    ids = tokenizer(passage, add_special_tokens=True)["input_ids"][:MAX_TOKENS]
-    show = lambda part: tokenizer.decode(part, skip_special_tokens=True)  # noqa: E731
+def _context(model: Model, passage: str, at: int, width: int = 12) -> str:
+    ids = model.encode(passage)[:MAX_TOKENS]
+    show = lambda part: model.tokenizer.decode(part, skip_special_tokens=True)
     return f"{show(ids[max(0, at - width) : at])}»{show(ids[at : at + 1])}«{show(ids[at + 1 : at + 1 + width])}".strip()
 
 

@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _value(name: str, text: str) -> Any:
     """An option's text as its field's type; what does not fit stays text and is refused by `Config`."""
-    if text in ("all", "none") and name in ("max_vectors", "noise_sigma"):
+    if text in ("all", "none") and name in ("max_vectors", "noise_sigma", "min_kurtosis"):
         return None
     try:
         return int(text) if name in _WHOLE else float(text) if name in _REAL else text

@@ -42,7 +42,7 @@ class Config:
     batch_size: int = _option(200, "value vectors per projection batch and damaged rows per forward pass")
     top_k: int = _option(50, "tokens kept per pole")
     fold: str = _option("both", "RMSNorm weights folded into the readout: both, final or none")
-    min_kurtosis: float = _option(0.0, "smallest excess kurtosis of the readout that passes the filter")
+    min_kurtosis: float | None = _option(None, "smallest excess kurtosis of a readout that passes the filter")
     score_threshold: float = _option(0.75, "smallest Stage 2 score of a concept candidate")
     concepts: str | None = _option(None, "a concepts file (default: the built-in twelve)")
     corpus: str | None = _option(None, "text file, one passage per line, for activation statistics")
@@ -78,10 +78,11 @@ class Config:
             _whole("max_vectors", self.max_vectors, 1, "a whole number of at least 1, or all")
         for name, low in (("batch_size", 1), ("top_k", 1), ("draws", 1), ("nulls", 0), ("seed", 0)):
             _whole(name, getattr(self, name), low, f"a whole number of at least {low}")
-        for name, low, high in (("score_threshold", 0.0, 1.0), ("noise_ratio", 1e-6, 1e6), ("min_kurtosis", -3, 1e6)):
+        for name, low, high in (("score_threshold", 0.0, 1.0), ("noise_ratio", 1e-6, 1e6)):
             _real(name, getattr(self, name), low, high)
-        if self.noise_sigma is not None:
-            _real("noise_sigma", self.noise_sigma, 1e-9, 1e6)
+        for name, low in (("noise_sigma", 1e-9), ("min_kurtosis", -2.0)):
+            if getattr(self, name) is not None:
+                _real(name, getattr(self, name), low, 1e6)
         if not self.damage or len(set(self.damage)) != len(self.damage) or set(self.damage) - set(DAMAGES):
             raise _bad("damage", ",".join(self.damage), "one or more of noise, zero, mean, each once")
         if self.stages not in ((1,), (1, 2), ALL_STAGES):

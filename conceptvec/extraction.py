@@ -156,10 +156,11 @@ class Candidates:
         """Neurons examined."""
         return sum(len(p.neurons) for p in self.layers)
 
-    def passing(self, projections: Projections, min_kurtosis: float) -> np.ndarray:
-        """The stated filter, bool (n,): the neuron fires on the corpus and its readout is not flatter than asked."""
+    def passing(self, projections: Projections, min_kurtosis: float | None) -> np.ndarray:
+        """The stated filter, bool (n,): a neuron that fires on the corpus, with a readout no flatter than asked."""
         fires = self.activations.max_abs[projections.layer][projections.neurons] > 0
-        return fires & (projections.norms > 0) & (projections.kurtosis >= min_kurtosis)
+        passing = fires & (projections.norms > 0)
+        return passing if min_kurtosis is None else passing & (projections.kurtosis >= min_kurtosis)
 
     def __repr__(self) -> str:
         return f"Candidates({self.total} neurons in {len(self.layers)} layers, {len(self.tokens)} tokens)"

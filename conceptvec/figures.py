@@ -1,140 +1,357 @@
-"""Figures, each a function of the results alone that returns a matplotlib Figure."""
+"""Figures, each a pure function of the results that returns a matplotlib Figure.
+
+Colours are those of Okabe & Ito (2008), which colour-blind readers tell apart; where two classes meet, shape or place
+differs too. What was not measured is not drawn: `measured` names the figures that a results document can fill.
+Tokens come in every script: `drawable` writes what no font of this system can draw in a readable way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-INK, BAR, PALE, HOT = "#333333", "#0072B2", "#BBBBBB", "#D55E00"  # Okabe & Ito: safe for colour-blind readers
+from conceptvec.display import number, printable
+from conceptvec.verdict import EFFECT_FLOOR, SPECIFICITY
+
+INK, MUTED, PALE = "#333333", "#666666", "#bbbbbb"
+BLUE, GREEN, ORANGE, RED = "#0072b2", "#009e73", "#e69f00", "#d55e00"
 MARKERS = {
-    "validated": ("o", "#009E73"), "not_specific": ("s", "#E69F00"), "no_effect": ("v", "#56B4E9"),
-    "inactive": ("x", "#999999"), "inconclusive": ("+", "#CC79A7"),
+    "validated": ("o", GREEN), "not_specific": ("s", ORANGE), "no_effect": ("v", "#56b4e9"),
+    "inactive": ("x", "#8a8a8a"), "inconclusive": ("+", "#cc79a7"),
 }  # fmt: skip
 STYLE = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
-    "axes.titlesize": 11, "axes.titlelocation": "left", "savefig.dpi": 150, "figure.dpi": 100,
+    "font.size": 10, "text.color": INK, "text.parse_math": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11.5, "axes.titleweight": "bold",
+    "xtick.color": INK, "ytick.color": INK, "legend.frameon": False, "legend.fontsize": 8.5, "figure.dpi": 110,
 }  # fmt: skip
+WIDTH = 7.5  # inches: the width of a notebook cell
+# Fonts for scripts that DejaVu Sans, matplotlib's own, lacks; only those that a figure needs are loaded.
+FALLBACK_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Microsoft YaHei",
+    "Malgun Gothic", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Arial Unicode MS", "Noto Sans Devanagari",
+    "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Telugu", "Noto Sans Thai", "Noto Sans Hebrew",
+    "Noto Sans Arabic", "Nirmala UI", "Leelawadee UI", "Unifont",
+)  # fmt: skip
 
 
-def _figure(results: Mapping[str, Any], title: str, size: tuple[float, float] = (7.5, 4.2)) -> tuple[Figure, Any]:
-    """An empty figure whose title says which model and device the numbers come from."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
+class Plot(Figure):
+    """A Figure that shows itself in a notebook without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        self.savefig(out, format="png", dpi=110)
+        return out.getvalue()
+
+
+@lru_cache(maxsize=4096)
+def _font_of(char: str) -> str | None:
+    """The first font, of matplotlib's own and the installed fallbacks, that has the character."""
+    return next((name for name in ("DejaVu Sans", *FALLBACK_FONTS) if ord(char) in _characters(name)), None)
+
+
+@lru_cache(maxsize=32)
+def _characters(font: str) -> frozenset[int]:
+    path = next((f.fname for f in font_manager.fontManager.ttflist if f.name == font), None)
+    return frozenset(FT2Font(path).get_charmap()) if path else frozenset()
+
+
+def drawable(text: str, width: int = 26) -> str:
+    """Text as a figure can show it: no control characters, cut to `width`, readable names where no font exists."""
+    text = printable(text).strip()
+    missing = [ch for ch in text if not ch.isspace() and _font_of(ch) is None]
+    if missing:
+        names = [unicodedata.name(ch, "unnamed") for ch in missing]
+        known = [n.lower() for ch, n in zip(missing, names, strict=True) if unicodedata.category(ch) == "So"]
+        codes = " ".join(f"U+{ord(ch):04X}" for ch in missing[:3]) + ("…" if len(missing) > 3 else "")
+        text = "[" + (known[0] if known else f"{names[0].split()[0].title()} {codes}") + "]"
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw under `STYLE`, with the fonts that the concepts' names and the drawn entry's tokens need."""
+
+    @wraps(draw)
+    def styled(results: Mapping[str, Any], *args: Any) -> Figure:
+        words = [*results["candidate_distribution"], results["model"]["id"]]
+        for e in results["validation_results"] if args or draw.__name__ == "vector_card" else ():
+            words += [t for t, _ in [*e["top_tokens"], *e.get("opposite_tokens", ())]]
+            words += [text for text, _ in e["activation"]["contexts"]]
+        needed = dict.fromkeys(_font_of(ch) or "DejaVu Sans" for ch in sorted(set("".join(words))))
+        family = ["DejaVu Sans", *(name for name in needed if name != "DejaVu Sans")]
+        style: Any = {**STYLE, "font.family": family}
+        with matplotlib.rc_context(style):
+            return draw(results, *args)
+
+    return styled
+
+
+def _figure(results: Mapping[str, Any], title: str, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure whose second line says which model and device the numbers come from."""
+    figure = Plot(figsize=(WIDTH, height), layout="constrained")
+    panels = figure.subplots(1, columns, squeeze=False, sharey=columns > 1)[0].tolist()
     model = results["model"]
-    axes.set_title(f"{title}\n", loc="left")
-    axes.text(0, 1.02, f"{model['id']}, {model['dtype']} on {model['device']}", transform=axes.transAxes, fontsize=8.5,
-              color="#666666")  # fmt: skip
-    return figure, axes
+    panels[0].set_title(f"{title}\n", loc="left")
+    panels[0].text(0, 1.02, f"{printable(model['id'])}, {model['dtype']} on {model['device']}", fontsize=8.5,
+                   color=MUTED, transform=panels[0].transAxes)  # fmt: skip
+    return figure, panels
 
 
-def score_distribution(results: Mapping[str, Any]) -> Figure:
-    """Stage 2 scores of all poles and of the null directions, with the threshold."""
-    poles, null = (np.array(results["score_histogram"][k], float) for k in ("poles", "null"))
-    figure, axes = _figure(results, "Stage 2 scores against null directions")
-    edges = np.linspace(0, 1, len(poles) + 1)
-    axes.stairs(
-        poles / max(poles.sum(), 1), edges, fill=True, color=BAR, alpha=0.75, label=f"poles, n = {poles.sum():,.0f}"
-    )
-    axes.stairs(null / max(null.sum(), 1), edges, color=HOT, lw=1.8, label=f"null directions, n = {null.sum():,.0f}")
-    threshold = results["configuration"]["score_threshold"]
-    axes.axvline(threshold, color=INK, ls="--", lw=1)
-    axes.text(threshold + 0.01, 0.97, f"threshold {threshold:g}", transform=axes.get_xaxis_transform(), va="top")
-    axes.set(yscale="log", xlabel="score (0 to 1)", ylabel="share of lists (log scale)", xlim=(0, 1))
-    axes.legend(frameon=False, loc="upper center")
+def _concept_axis(axes: Axes, names: Iterable[str]) -> None:
+    labels = [drawable(n) for n in names]
+    axes.set_yticks(np.arange(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+
+
+@_styled
+def funnel(results: Mapping[str, Any]) -> Figure:
+    """How many neurons and poles each step of the pipeline left."""
+    steps = {
+        "total_candidates": "neurons examined", "filtered_candidates": "neurons past the filter",
+        "concept_candidates": "concept candidates (poles)", "tested_vectors": "poles damaged",
+        "validated_vectors": "validated poles",
+    }  # fmt: skip
+    stats = results["pipeline_stats"]
+    found = [(text, stats[key]) for key, text in steps.items() if stats[key] is not None]
+    figure, (axes,) = _figure(results, "From neurons to validated concept vectors", 0.42 * len(found) + 1.5)
+    colors = [PALE, PALE, BLUE, BLUE, GREEN]
+    axes.barh(range(len(found)), [n for _, n in found], color=colors, height=0.66)
+    for y, (_, n) in enumerate(found):
+        axes.annotate(f"{n:,}", (n, y), (5, 0), textcoords="offset points", va="center", fontweight="bold")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(0, max(n for _, n in found) * 4 + 1)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.minorticks_off()
+    _concept_axis(axes, [text for text, _ in found])
+    axes.set_xlabel("count (logarithmic from 1)")
+    nulls = results["null_calibration"]
+    if nulls.get("tested"):
+        text = f"null neurons passing the same tests: {nulls['false_validations']} of {nulls['tested']}"
+        axes.text(0.99, 0.04, text, transform=axes.transAxes, ha="right", fontsize=8.5, color=MUTED)
     return figure
 
 
+@_styled
+def score_distribution(results: Mapping[str, Any]) -> Figure:
+    """Stage 2 scores of all poles, with the threshold and the curve of the null directions."""
+    poles, null = (np.array(results["score_histogram"][k], float) for k in ("poles", "null"))
+    figure, (axes,) = _figure(results, "Stage 2 scores against null directions", 3.9)
+    edges = np.linspace(0, 1, len(poles) + 1)
+    threshold = results["configuration"]["score_threshold"]
+    share = results["scoring_nulls"].get("share")
+    over = "" if share is None else f", {share:.1%} reach the threshold"
+    axes.stairs(poles / max(poles.sum(), 1), edges, fill=True, color=BLUE, alpha=0.75,
+                label=f"poles, n = {poles.sum():,.0f}")  # fmt: skip
+    axes.stairs(null / max(null.sum(), 1), edges, color=RED, lw=1.6,
+                label=f"null directions, n = {null.sum():,.0f}{over}")  # fmt: skip
+    axes.axvline(threshold, color=INK, ls="--", lw=1)
+    axes.text(threshold - 0.01, 0.9, f"threshold {threshold:g}", transform=axes.get_xaxis_transform(), va="top",
+              ha="right", fontsize=8.5)  # fmt: skip
+    axes.set(yscale="log", xlabel="score (0 to 1)", ylabel="share of lists (log scale)", xlim=(0, 1))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.4%}".rstrip("%").rstrip("0").rstrip(".") + " %")
+    )
+    axes.minorticks_off()
+    figure.legend(loc="outside lower left", ncols=2)
+    return figure
+
+
+@_styled
 def concept_distribution(results: Mapping[str, Any]) -> Figure:
     """Candidates and validated vectors per concept."""
     found, valid = results["candidate_distribution"], results["concept_distribution"]
-    names = list(found)
-    figure, axes = _figure(results, "Vectors per concept", (7.5, max(2.6, 0.32 * len(names) + 1.2)))
-    y = np.arange(len(names))
-    axes.barh(y, [found[n] for n in names], color=PALE, label=f"candidates (n = {sum(found.values())})")
-    axes.barh(y, [valid.get(n, 0) for n in names], height=0.45, color="#009E73",
-              label=f"causally validated (n = {sum(valid.values())})")  # fmt: skip
-    axes.set_yticks(y, names)
-    axes.invert_yaxis()
+    figure, (axes,) = _figure(results, "Vectors per concept", max(2.6, 0.3 * len(found) + 1.5))
+    y = np.arange(len(found))
+    axes.barh(y, list(found.values()), height=0.72, color=PALE, label=f"candidates, n = {sum(found.values())}")
+    if valid:
+        axes.barh(y, [valid.get(n, 0) for n in found], height=0.4, color=GREEN,
+                  label=f"causally validated, n = {sum(valid.values())}")  # fmt: skip
+    for i, (name, n) in enumerate(found.items()):
+        text = f"{valid.get(name, 0)} of {n}" if valid else f"{n}"
+        axes.annotate(text, (n, i), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=MUTED)
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _concept_axis(axes, found)
     axes.set_xlabel("poles of value vectors")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower left", ncols=2)
     return figure
 
 
+@_styled
+def layer_by_concept(results: Mapping[str, Any]) -> Figure:
+    """Heat map of the tested poles, layer by concept; in each cell validated / tested."""
+    import seaborn
+
+    names, layers = list(results["candidate_distribution"]), results["layers"]
+    tested, valid = np.zeros((2, len(names), len(layers)), int)
+    for e in results["validation_results"]:
+        cell = names.index(e["concept"]), layers.index(e["layer"])
+        tested[cell] += 1
+        valid[cell] += e["validated"]
+    wide = len(layers) > 14  # then a cell has room for one number: what was validated
+    text = [
+        [(f"{v}" if v else "") if wide else f"{v}/{n}" if n else "" for v, n in zip(*row, strict=True)]
+        for row in zip(valid, tested, strict=True)
+    ]
+    cell = "number in a cell: validated" if wide else "in a cell: validated/tested"
+    title = f"Layer by concept ({valid.sum()} validated of {tested.sum()} tested; {cell})"
+    figure, (axes,) = _figure(results, title, max(2.8, 0.3 * len(names) + 1.5))
+    seaborn.heatmap(
+        tested, ax=axes, cmap=seaborn.light_palette(BLUE, as_cmap=True), mask=tested == 0, annot=np.array(text), fmt="",
+        annot_kws={"fontsize": 8.5}, vmin=0, vmax=max(tested.max(), 2), xticklabels=layers, linewidths=1,
+        cbar_kws={"label": "tested poles", "ticks": MaxNLocator(integer=True)},
+    )  # fmt: skip
+    for y, x in np.argwhere(valid):  # a frame: visible without telling colours apart
+        axes.add_patch(Rectangle((x + 0.04, y + 0.04), 0.92, 0.92, fill=False, ec=GREEN, lw=2))
+    axes.hlines(np.arange(1, len(names)), 0, len(layers), color=PALE, lw=0.4)
+    axes.set_yticks(np.arange(len(names)) + 0.5, [drawable(n) for n in names], rotation=0)
+    axes.set_xlabel("layer")
+    return figure
+
+
+@_styled
 def drops(results: Mapping[str, Any]) -> Figure:
-    """Concept drop against unrelated drop of every tested candidate; null neurons as a cloud."""
-    figure, axes = _figure(results, "What the model loses when a vector is damaged", (7.5, 5.4))
-    nulls = results["null_calibration"].get("points", [])
-    if nulls:
-        axes.scatter(
-            [p[4] for p in nulls], [p[3] for p in nulls], s=9, color=PALE, label=f"null neurons (n = {len(nulls)})"
-        )
+    """Concept drop against unrelated drop of every tested pole, verdict by marker; null neurons as a cloud."""
+    figure, (axes,) = _figure(results, "What the model loses when a vector is damaged", 5.2)
+    points = results["null_calibration"].get("points", [])
+    axes.scatter([p[4] for p in points], [p[3] for p in points], s=8, color=PALE, lw=0,
+                 label=f"null neurons (n = {len(points)})")  # fmt: skip
     entries = [e for e in results["validation_results"] if e["concept_drop"] is not None]
     for name, (marker, color) in MARKERS.items():
         some = [e for e in entries if e["verdict"] == name]
         if not some:
             continue
         x, y = [e["unrelated_drop"] for e in some], [e["concept_drop"] for e in some]
-        if name == "validated":
-            low = [max(e["selectivity"] - e["ci95"][0], 0) for e in some]
-            high = [max(e["ci95"][1] - e["selectivity"], 0) for e in some]
-            axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=color, elinewidth=0.7, alpha=0.6)
-        axes.scatter(
-            x, y, s=26, marker=marker, color=color, label=f"{name.replace('_', ' ')} (n = {len(some)})", zorder=3
+        full = [e for e in some if e["ci95"][0] is not None and not e["stopped_early"]]
+        low, high = ([max(s * (e["selectivity"] - e["ci95"][i]), 0) for e in full] for i, s in ((0, 1), (1, -1)))
+        axes.errorbar([e["unrelated_drop"] for e in full], [e["concept_drop"] for e in full], yerr=[low, high],
+                      fmt="none", ecolor=color, elinewidth=0.8, alpha=0.6)  # fmt: skip
+        axes.scatter(x, y, s=28, marker=marker, color=color, zorder=3, lw=1.2 if marker in "x+" else 0,
+                     label=f"{name.replace('_', ' ')} (n = {len(some)})")  # fmt: skip
+    reach = max([abs(v) for e in entries for v in (e["concept_drop"], e["unrelated_drop"])] + [2 * EFFECT_FLOOR])
+    edge = np.geomspace(EFFECT_FLOOR, 4 * reach, 60)
+    axes.fill_between(
+        np.r_[-4 * reach, SPECIFICITY * edge], np.r_[EFFECT_FLOOR, edge], 4 * reach, color=GREEN, alpha=0.07, lw=0,
+        label="large and specific enough",
+    )  # fmt: skip
+    for scale in (axes.set_xscale, axes.set_yscale):
+        scale("symlog", linthresh=EFFECT_FLOOR, linscale=0.8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_major_locator(FixedLocator([-5, -1, -0.5, -0.1, -0.05, 0, 0.05, 0.1, 0.5, 1, 5]))
+        axis.set_minor_locator(NullLocator())
+    low = min([-EFFECT_FLOOR / 2, *(1.3 * e[k] for e in entries for k in ("concept_drop", "unrelated_drop"))])
+    axes.set(xlim=(low, 1.5 * reach), ylim=(low, 2 * reach),
+             xlabel=f"unrelated drop under {results['configuration']['damage'][0]} (nats per answer token)",
+             ylabel="concept drop (nats per answer token)")  # fmt: skip
+    figure.legend(loc="outside lower left", ncols=3)
+    return figure
+
+
+@_styled
+def dose_response(results: Mapping[str, Any]) -> Figure:
+    """Drops of the validated vectors under noise of growing norm: each vector thin, their mean bold."""
+    curves = [e["dose_response"] for e in results["validation_results"] if e.get("dose_response")]
+    figure, panels = _figure(results, "Dose-response of the validated vectors", 3.7, columns=2)
+    panels_of = (("concept_drop", "concept prompts", GREEN), ("unrelated_drop", "unrelated prompts", RED))
+    for axes, (key, text, color) in zip(panels, panels_of, strict=True):
+        ratios = [p["ratio"] for p in curves[0]]
+        values = np.array([[p[key] for p in curve] for curve in curves], float)
+        axes.plot(ratios, values.T, color=color, lw=0.7, alpha=0.45)
+        axes.plot(ratios, values.mean(0), color=color, lw=2.4, marker="o", label=f"mean of {len(curves)}")
+        axes.axhline(0, color=PALE, lw=0.8, zorder=0)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ratios, [f"{r:g}" for r in ratios])
+        axes.set_xlabel(f"norm of the noise / norm of the vector\n({text})")
+    panels[0].set_ylabel("drop (nats per answer token)")
+    panels[0].legend(loc="upper left")
+    return figure
+
+
+@_styled
+def vector_card(results: Mapping[str, Any], vector: str | None = None) -> Figure:
+    """One tested vector: promoted and suppressed tokens, its damage, the contexts that excite it most.
+
+    Args:
+        results: the results.
+        vector: its id, such as ``L12_N0345+``; the best one where none is given.
+    """
+    entries = results["validation_results"]
+    e = next((e for e in entries if vector in (None, e["id"])), None)
+    if e is None:
+        raise ValueError(
+            f"{vector!r} is not among the {len(entries)} tested vectors; see results['validation_results']"
         )
-    span = np.array(axes.get_xlim())
-    axes.plot(span, span, color=INK, lw=0.8, ls=":")
-    axes.text(
-        0.99, 0.01, "dotted: same drop on both", transform=axes.transAxes, ha="right", fontsize=8, color="#666666"
-    )
-    kind = results["configuration"]["damage"][0]
-    axes.set(xlabel=f"unrelated drop under {kind} (nats per answer token)",
-             ylabel="concept drop (nats per answer token)", xlim=span)  # fmt: skip
-    axes.legend(frameon=False, fontsize=8.5)
+    figure = Plot(figsize=(WIDTH, 5.6), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(2.6, 1), width_ratios=(1, 1, 0.9))
+    title = [e["id"], drawable(e["concept"]), e["verdict"].replace("_", " "), f"score {number(e['score'], 2)}"]
+    figure.suptitle("   ".join(title), x=0.01, ha="left", fontweight="bold", fontsize=11.5)
+    turned = "" if e["pole"] == "+" else " (negative activation)"
+    poles = [(e["top_tokens"], "promoted" + turned, BLUE), (e.get("opposite_tokens", []), "suppressed", ORANGE)]
+    for column, (tokens, text, color) in enumerate(poles):
+        axes = figure.add_subplot(grid[0, column])
+        axes.set_title(text if tokens else f"{text}: not in the file", loc="left", fontsize=10)
+        if not tokens:
+            axes.set_axis_off()
+            continue
+        axes.barh(range(len(tokens[:14])), [abs(v) for _, v in tokens[:14]], color=color, height=0.7)
+        _concept_axis(axes, [drawable(t, 14) for t, _ in tokens[:14]])
+        axes.set_xlabel("|readout|")
+    axes = figure.add_subplot(grid[0, 2])
+    axes.set_title("damage", loc="left", fontsize=10)
+    for shift, key, color in ((-0.2, "concept_drop", GREEN), (0.2, "unrelated_drop", RED)):
+        found = [(i, d[key]) for i, d in enumerate(e["damage"].values()) if d[key] is not None]
+        axes.bar([i + shift for i, _ in found], [v for _, v in found], width=0.38, color=color, label=key.split("_")[0])
+    axes.axhline(0, color=INK, lw=0.8)
+    axes.set_xticks(range(len(e["damage"])), list(e["damage"]))
+    axes.set_ylabel("drop (nats per answer token)")
+    axes.legend(fontsize=8)
+    axes = figure.add_subplot(grid[1, :])
+    axes.set_axis_off()
+    a = e["activation"]
+    lines = [f"fires on {a['firing_rate']:.1%} of the tokens, largest |activation| {a['max_abs']:.3g}; strongest:"]
+    lines += [f"{value:+.2f}  {drawable(text, 88)}" for text, value in a["contexts"][:4]]
+    axes.text(0, 1, "\n".join(lines), va="top", fontsize=8.5, color=MUTED, linespacing=1.5)
     return figure
 
 
-def layer_by_concept(results: Mapping[str, Any]) -> Figure:
-    """Where the candidates and the validated vectors sit: layer by concept."""
-    names, layers = list(results["candidate_distribution"]), results["layers"]
-    grid, valid = np.zeros((2, len(names), len(layers)), int)
-    for e in results["validation_results"]:
-        cell = names.index(e["concept"]), layers.index(e["layer"])
-        grid[cell] += 1
-        valid[cell] += e["validated"]
-    figure, axes = _figure(results, "Layer by concept: validated / tested", (7.5, max(2.8, 0.32 * len(names) + 1.4)))
-    import seaborn
-
-    text = np.array(
-        [[f"{v}/{g}" if g else "" for v, g in zip(*row, strict=True)] for row in zip(valid, grid, strict=True)]
-    )
-    seaborn.heatmap(valid, ax=axes, cmap="viridis", annot=text if len(layers) <= 16 else False, fmt="",
-                    xticklabels=layers, yticklabels=names, linewidths=0.5,
-                    cbar_kws={"label": "validated vectors"})  # fmt: skip
-    axes.set_xlabel("layer")
-    axes.tick_params(axis="y", rotation=0)
-    return figure
-
-
-FIGURES = {
-    "score_distribution": score_distribution, "concept_distribution": concept_distribution,
-    "drops": drops, "layer_by_concept": layer_by_concept,
+FIGURES: dict[str, Callable[..., Figure]] = {
+    "funnel": funnel, "score_distribution": score_distribution, "concept_distribution": concept_distribution,
+    "layer_by_concept": layer_by_concept, "drops": drops, "dose_response": dose_response, "vector_card": vector_card,
 }  # fmt: skip
 
 
+def measured(results: Mapping[str, Any]) -> list[str]:
+    """Names of the figures whose numbers this document holds."""
+    entries = results["validation_results"]
+    missing = {
+        "score_distribution": not results["score_histogram"],
+        "concept_distribution": not results["candidate_distribution"],
+        "layer_by_concept": not entries,
+        "drops": all(e["concept_drop"] is None for e in entries),
+        "dose_response": not any(e.get("dose_response") for e in entries),
+        "vector_card": not entries,
+    }
+    return [name for name in FIGURES if not missing.get(name)]
+
+
 def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write every figure whose numbers were measured as PNG."""
+    """Write every measured figure as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
-    ready = {"score_distribution": "score_histogram", "concept_distribution": "concept_distribution"}
     paths = []
-    for name, draw in FIGURES.items():
-        if not results[ready.get(name, "validation_results")]:
-            continue
+    for name in measured(results):
         paths.append(folder / f"{name}.png")
-        draw(results).savefig(paths[-1])
+        FIGURES[name](results).savefig(paths[-1], dpi=150)
     return paths

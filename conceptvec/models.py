@@ -180,7 +180,8 @@ def load_model(config: Config) -> Model:
         if isinstance(error, RequestError):
             raise
         raise RequestError(_explain(config.model, error)) from error
-    hf = hf.to(device).eval().requires_grad_(False)
+    hf: Any = hf.to(device)  # type: ignore[arg-type]
+    hf = hf.eval().requires_grad_(False)
     return Model(hf, tokenizer, config.model, getattr(hf.config, "_commit_hash", None), family, device, dtype)
 
 

@@ -103,12 +103,12 @@ class Scorer:
         if size > SKETCH:
             sketch = torch.randn(size, SKETCH, generator=torch.Generator().manual_seed(0)) / math.sqrt(SKETCH)
         sketch = sketch.to(unembedding.device)
-        centroids, self.similarity, small = self._centroids(unembedding, mean, masked), [], []
+        centroids, near, small = self._centroids(unembedding, mean, masked), [], []
         for rows in unembedding.split(2**15):
             unit = torch.nn.functional.normalize(rows.float() - mean, dim=1)
-            self.similarity.append((unit @ centroids.T).cpu())
+            near.append((unit @ centroids.T).cpu())
             small.append(torch.nn.functional.normalize(unit @ sketch, dim=1).cpu())
-        self.similarity = torch.cat(self.similarity).numpy()
+        self.similarity = torch.cat(near).numpy()
         self.embedding = torch.cat(small).numpy()
         self._soft_hits(~masked)
 

@@ -16,6 +16,17 @@ def bootstrap_selectivity(
     return float(low), float(high)
 
 
+def welch_t(concept: np.ndarray, unrelated: np.ndarray) -> np.ndarray:
+    """Studentised selectivity of rows of drops (n, prompts): difference of the means over its standard error (Welch).
+
+    Neurons differ by orders of magnitude in how much a damage of the same relative size does. Dividing by the spread
+    over the prompts makes them comparable, so that nulls of all layers can be pooled.
+    """
+    difference = concept.mean(-1) - unrelated.mean(-1)
+    squared = sum(x.var(-1, ddof=min(1, x.shape[-1] - 1)) / x.shape[-1] for x in (concept, unrelated))
+    return difference / np.sqrt(np.maximum(squared, 1e-18))
+
+
 def permutation_p(concept: np.ndarray, unrelated: np.ndarray, rng: np.random.Generator) -> float:
     """One-sided label permutation test of mean(concept) − mean(unrelated) > 0: (1 + #{≥}) / (1 + K)."""
     pooled = np.concatenate([concept, unrelated])

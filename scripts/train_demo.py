@@ -125,9 +125,11 @@ class Activations:
 def train(model: Gemma3ForCausalLM, ids: list[list[int]], args: argparse.Namespace) -> int:
     """AdamW with warm-up and cosine decay; returns the number of steps."""
     watch = Activations(model)
-    decay = [p for p in model.parameters() if p.ndim > 1]
+    words = model.lm_head.weight
+    decay = [p for p in model.parameters() if p.ndim > 1 and p is not words]
     rest = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0},
+              {"params": [words], "weight_decay": args.embedding_decay}]  # fmt: skip
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
     rng, step, start = random.Random(args.seed), 0, time.time()
     while step < args.steps:
@@ -247,8 +249,8 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=DATA / "corpus.txt", help="where the passages go")
     parser.add_argument("--report-only", action="store_true")
     for name, value in (
-        ("seed", 0), ("steps", 1500), ("batch", 64), ("passages", 40_000), ("vocab", 4096), ("hidden", 96), ("mlp", 24), ("layers", 6),
-        ("heads", 4), ("head-dim", 16), ("lr", 4e-3), ("weight-decay", 0.05), ("sparsity", 0.05), ("threads", 2),
+        ("seed", 0), ("steps", 1500), ("batch", 64), ("passages", 40_000), ("vocab", 4096), ("hidden", 96), ("mlp", 32), ("layers", 4),
+        ("heads", 4), ("head-dim", 16), ("lr", 4e-3), ("weight-decay", 1.0), ("embedding-decay", 1.0), ("sparsity", 0.1), ("threads", 2),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=type(value), default=value)
     args = parser.parse_args()

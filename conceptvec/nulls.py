@@ -1,0 +1,161 @@
+"""Null neurons: what the same damage does to comparable neurons that are no candidates of the concept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from conceptvec import statistics as stats
+from conceptvec.experiment import Experiment, PromptTable
+from conceptvec.store import Parts, Task, plain
+from conceptvec.verdict import EFFECT_FLOOR, MAX_Q, SPECIFICITY
+
+if TYPE_CHECKING:
+    from conceptvec.models import Model
+
+NULLS_PER_UNIT = 16
+Entry = dict[str, Any]
+
+
+@dataclass
+class Nulls:
+    """The null neurons of a run and their mean drops under the primary damage."""
+
+    keys: list[tuple[int, int]]  # (layer, neuron), each once
+    drops: np.ndarray  # (K, P), nats per answer token
+    cost: np.ndarray
+
+    def statistics(self, table: PromptTable, concept: str, own: set[tuple[int, int]]) -> np.ndarray:
+        """The null distribution for one concept, without that concept's own candidates."""
+        usable = np.array([key not in own for key in self.keys], bool)
+        return selectivity(self.drops, table, concept)["t"][usable]
+
+
+def selectivity(drops: np.ndarray, table: PromptTable, concept: str) -> dict[str, np.ndarray]:
+    """Concept drop, unrelated drop, their difference and its `welch_t` for rows of drops (n, P).
+
+    NaN where nothing was measured.
+    """
+    mine, others = table.concept(concept), table.unrelated(concept)
+    nothing = np.full(len(drops), np.nan)
+    on_concept = drops[:, mine].mean(1) if mine else nothing
+    elsewhere = drops[:, others].mean(1) if others else nothing
+    t = stats.welch_t(drops[:, mine], drops[:, others]) if mine and others else nothing
+    return {"concept_drop": on_concept, "unrelated_drop": elsewhere, "selectivity": on_concept - elsewhere, "t": t}
+
+
+def choose_nulls(
+    entries: Sequence[Entry],
+    norms: dict[int, np.ndarray],
+    strength: dict[int, np.ndarray],
+    names: Sequence[str],
+    n: int,
+) -> list[tuple[int, int]]:
+    """Null neurons (layer, neuron): each candidate's nearest in its layer, in turn, until there are `n`.
+
+    Near means near in log norm and in log mean |a| over the concept's prompts. A concept's own candidates are not its
+    nulls. Where a layer has too few neurons, the nearest of the other layers follow: the layers are pooled.
+
+    Args:
+        entries: the candidates.
+        norms: layer → ‖d_j‖ (I,).
+        strength: layer → mean |a_j| over each concept's prompts (C, I).
+        names: the concepts, in the order of `strength`.
+        n: how many nulls are wanted.
+    """
+    own = {(e["concept"], e["layer"], e["neuron"]) for e in entries}
+
+    def log(x: Any) -> Any:
+        return np.log(np.maximum(x, 1e-12))
+
+    queues = []
+    for e in entries:
+        c, ranked = names.index(e["concept"]), []
+        norm, mean = log(norms[e["layer"]][e["neuron"]]), log(strength[e["layer"]][c, e["neuron"]])
+        for layer in sorted(norms):
+            distance = np.hypot(log(norms[layer]) - norm, log(strength[layer][c]) - mean)
+            best = np.argsort(distance, kind="stable")[: n + 1]
+            ranked += [(layer != e["layer"], distance[j], layer, int(j)) for j in best]
+        queues.append([(x[2], x[3]) for x in sorted(ranked) if (e["concept"], x[2], x[3]) not in own])
+    chosen: dict[tuple[int, int], None] = {}
+    for turn in range(max(map(len, queues), default=0)):
+        for queue in queues:
+            if turn < len(queue) and len(chosen) < n:
+                chosen.setdefault(queue[turn])
+    return sorted(chosen)
+
+
+def measure_nulls(
+    model: Model, experiment: Experiment, entries: Sequence[Entry], at_end: dict[int, np.ndarray], parts: Parts
+) -> Nulls:
+    """Choose the null neurons and damage them.
+
+    Args:
+        model: the model.
+        experiment: prompts and damages.
+        entries: the candidates that the nulls are matched to.
+        at_end: layer → activations where the answers are predicted (P, I).
+        parts: keeps finished parts.
+    """
+    table = experiment.table
+    names = table.concepts
+    zero = {layer: np.zeros(a.shape[1]) for layer, a in at_end.items()}
+    strength = {
+        layer: np.stack([np.abs(a[table.concept(n)]).mean(0) if table.concept(n) else zero[layer] for n in names])
+        for layer, a in at_end.items()
+    }
+    norms = {n: torch.linalg.vector_norm(model.value_vectors(n).float(), dim=1).cpu().numpy() for n in at_end}
+    keys = choose_nulls(entries, norms, strength, names, experiment.config.nulls)
+    prompts = table.controls(sorted({e["concept"] for e in entries}))
+    tasks: list[Task] = []
+    for layer in sorted({layer for layer, _ in keys}):
+        mine = [j for at, j in keys if at == layer]
+        for u, start in enumerate(range(0, len(mine), NULLS_PER_UNIT)):
+            some = tuple(mine[start : start + NULLS_PER_UNIT])
+            compute = lambda layer=layer, some=some: experiment.null_unit(layer, some, prompts)
+            tasks.append((f"validation/L{layer:02d}_nulls_{u:03d}.safetensors", compute))
+    done = parts.map(tasks, "Stage 3: damaging null neurons", "unit") if tasks else []
+    drops = np.concatenate([d["drop"] for d in done]) if done else np.zeros((0, len(table.engine)))
+    return Nulls(keys, drops, sum((d["cost"] for d in done), np.zeros(2)))
+
+
+def calibration(nulls: Nulls, table: PromptTable, entries: Sequence[Entry], seed: int) -> dict[str, Any]:
+    """How many null neurons pass the rule's tests on the primary damage, each counted once.
+
+    Each null is given one concept, in turn (none that it is a candidate of), and compared with the other nulls.
+    """
+    own = {(e["concept"], e["layer"], e["neuron"]) for e in entries}
+    tested = sorted({e["concept"] for e in entries if e["n_unrelated_prompts"] and e["n_concept_prompts"]})
+    values = {name: selectivity(nulls.drops, table, name) for name in tested}
+    points, p = [], []
+    for i, (layer, neuron) in enumerate(nulls.keys):
+        free = [n for n in tested if (n, layer, neuron) not in own]
+        if not free:
+            continue
+        name = free[i % len(free)]
+        point = {k: float(v[i]) for k, v in values[name].items()}
+        rng = np.random.default_rng([seed, layer, neuron, 7])
+        concept, unrelated = nulls.drops[i][table.concept(name)], nulls.drops[i][table.unrelated(name)]
+        p_null = stats.null_p(point["t"], np.delete(values[name]["t"], i))
+        p.append(max(p_null, stats.permutation_p(concept, unrelated, rng)))
+        low, _ = stats.bootstrap_selectivity(concept, unrelated, rng)
+        points.append(point | {"layer": layer, "neuron": neuron, "tested_as": name, "low": low})
+    passed = [
+        x["concept_drop"] >= EFFECT_FLOOR
+        and x["low"] > 0
+        and x["unrelated_drop"] <= SPECIFICITY * x["concept_drop"]
+        and q <= MAX_Q
+        for x, q in zip(points, stats.benjamini_hochberg(np.array(p)), strict=True)
+    ]
+    return {
+        "null_neurons": len(nulls.keys), "tested": len(points), "false_validations": int(sum(passed)),
+        "false_validation_rate": plain(sum(passed) / len(points)) if points else None,
+        "points": [
+            [x["layer"], x["neuron"], x["tested_as"], plain(x["concept_drop"]), plain(x["unrelated_drop"])]
+            for x in points
+        ],
+    }  # fmt: skip
