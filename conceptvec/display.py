@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 ROWS = 25
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "") -> str:
     """Text from a vocabulary without control characters, so that a terminal shows it and does nothing else."""
-    return "".join("�" if unicodedata.category(ch) in ("Cc", "Cf", "Cs", "Co") else ch for ch in text)
+    hidden = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+    return "".join("�" if unicodedata.category(ch) in hidden and ch not in keep else ch for ch in text)
 
 
 def number(value: float | None, digits: int = 3) -> str:
