@@ -128,7 +128,9 @@ def _in_folder(name: str, source: str, folder: Path, revision: str | None) -> Ch
         index = _json(folder / "model.safetensors.index.json")
         weights = index.get("weight_map")
         if not isinstance(weights, dict) or not all(isinstance(v, str) and v == Path(v).name for v in weights.values()):
-            raise RequestError(f"--model: {folder}/model.safetensors.index.json has no usable weight_map; fetch it anew")
+            raise RequestError(
+                f"--model: {folder}/model.safetensors.index.json has no usable weight_map; fetch it again"
+            )
         shards = sorted(set(weights.values()))
     if missing := [s for s in shards if s not in here]:
         raise RequestError(f"--model: {folder} lacks {missing[0]}, one of {len(shards)} weight files; fetch it again")
@@ -165,7 +167,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"--model: {path} is not readable JSON ({_first_line(error)}); fetch the file again") from None
+        raise RequestError(
+            f"--model: {path} is not readable JSON ({_first_line(error)}); fetch the file again"
+        ) from None
     if not isinstance(found, dict):
         raise RequestError(f"--model: {path} holds a {type(found).__name__}, expected a JSON object; fetch it again")
     return found
@@ -210,7 +214,9 @@ def _on_hub(name: str, revision: str | None) -> Checkpoint:
         return _from_cache(name, revision, error)
     todo = [f for f in files if not isinstance(try_to_load_from_cache(name, f, revision=info.sha), str)]
     size = sum(n for f, n in files.items() if f.endswith(".safetensors"))
-    found = Checkpoint(name, "hub", None, info.sha, document, size, tuple((f, files[f]) for f in todo), bool(info.gated))
+    found = Checkpoint(
+        name, "hub", None, info.sha, document, size, tuple((f, files[f]) for f in todo), bool(info.gated)
+    )
     if todo:
         return found
     return _in_folder(name, "cache", Path(hf_hub_download(name, "config.json", revision=info.sha)).parent, info.sha)

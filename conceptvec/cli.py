@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     tokens = command("score-tokens", "score a bare list of tokens, most promoted first, without a model")
     tokens.add_argument("tokens", nargs="+", metavar="TOKEN")
     tokens.add_argument("--concepts", help="a concepts file (default: the built-in twelve)")
+    check = command("selfcheck", "whether this device computes correctly")
+    _add_options(check, MODEL_OPTIONS)
     return parser
 
 
@@ -121,7 +123,17 @@ def _score_tokens(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-COMMANDS = {"run": _run, "show": _show, "score-tokens": _score_tokens}
+def _selfcheck(args: argparse.Namespace) -> dict[str, Any]:
+    from conceptvec.display import checks_table
+    from conceptvec.selfcheck import selfcheck
+
+    found = selfcheck(_config(args))
+    if not args.json:
+        print(checks_table(found))
+    return found
+
+
+COMMANDS = {"run": _run, "show": _show, "score-tokens": _score_tokens, "selfcheck": _selfcheck}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -80,6 +80,18 @@ def table(document: dict[str, Any], limit: int | None = ROWS) -> str:
     return f"{summary(document)}\n\n{text}{more}\n\nDrops are in nats per answer token under the primary damage."
 
 
+def checks_table(found: dict[str, Any]) -> str:
+    """The answer of `selfcheck` as text."""
+    body = [
+        [c["check"], c["shapes"], "–" if c["largest_difference"] is None else f"{c['largest_difference']:.1e}",
+         f"{c['allowed']:.0e}", "ok" if c["ok"] else f"WRONG {printable(c['problem'] or '')}"]
+        for c in found["checks"]
+    ]  # fmt: skip
+    table = tabulate(body, ("check", "shapes", "difference", "allowed", ""), disable_numparse=True)
+    said = "computes correctly" if found["ok"] else "computes WRONGLY: use --device cpu, or another version of torch"
+    return f"{table}\n\n{found['device']} in {found['dtype']} ({found['why']}) {said}"
+
+
 def html(rows: list[list[Any]], headers: tuple[str, ...] | list[str]) -> str:
     """A plain, escaped HTML table."""
     return str(tabulate(rows, headers, tablefmt="html", disable_numparse=True))

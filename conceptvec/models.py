@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from conceptvec.checkpoint import FAMILIES, Family, fetch, find
+from conceptvec.checkpoint import FAMILIES as FAMILIES
+from conceptvec.checkpoint import Family, fetch, find
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
 from conceptvec.memory import is_out_of_memory
@@ -42,6 +43,7 @@ class Model:
     family: Family
     device: torch.device
     dtype: torch.dtype
+    why: str = ""  # why this precision
 
     def __post_init__(self) -> None:
         """Look up the decoder's parts and read the dimensions."""
@@ -108,7 +110,8 @@ class Model:
         return {
             "id": self.name, "revision": self.revision, "fingerprint": self.fingerprint, "family": self.family.name,
             "layers": self.n_layers, "hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size,
-            "vocab_size": self.vocab_size, "dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device),
+            "vocab_size": self.vocab_size, "dtype": str(self.dtype).removeprefix("torch."), "why_dtype": self.why,
+            "device": str(self.device),
         }  # fmt: skip
 
 
@@ -166,7 +169,7 @@ def load_model(config: Config) -> Model:
             "--device or a smaller model"
         ) from None
     hf = hf.eval().requires_grad_(False)
-    return Model(hf, tokenizer, config.model, checkpoint.revision, checkpoint.family, device, dtype)
+    return Model(hf, tokenizer, config.model, checkpoint.revision, checkpoint.family, device, dtype, reason)
 
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -63,13 +63,12 @@ class Parts:
             for i in todo:
                 if i in mine:
                     name, compute = tasks[i]
-                    found[i] = compute()
-                    self.save(name, found[i])
+                    found[i] = made = compute()
+                    self.save(name, made)
                 bar.update(1)
         self.barrier()
         return [
-            self._wait_for(name) if arrays is None else arrays
-            for (name, _), arrays in zip(tasks, found, strict=True)
+            self._wait_for(name) if arrays is None else arrays for (name, _), arrays in zip(tasks, found, strict=True)
         ]
 
     def _wait_for(self, name: str) -> Arrays:
