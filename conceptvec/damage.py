@@ -14,7 +14,7 @@ causal attention what follows a position cannot reach it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ import torch
 from conceptvec.activations import capturing
 from conceptvec.concepts import Prompt
 from conceptvec.errors import RequestError
+from conceptvec.memory import Batch
 from conceptvec.models import check_finite
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Engine:
     """
 
     def __init__(self, model: Model, prompts: Sequence[Prompt], batch_size: int) -> None:
-        self.model, self.batch_size = model, batch_size
+        self.model, self.batch = model, Batch(batch_size, "rows of a forward pass")
         encoded = [split_answer(model, p) for p in prompts]
         self.starts = [start for _, start in encoded]
         self.lengths = [len(ids) for ids, _ in encoded]
@@ -139,18 +140,16 @@ class Engine:
         answers = sum(self.lengths[p] - self.starts[p] for p in prompts)
         return np.array([damaged * tokens * (self.model.n_layers - 1 - layer), damaged * answers], np.float64)
 
-    def _rows(self, pairs: np.ndarray) -> Iterator[np.ndarray]:
-        """Batches of (damage, prompt) pairs, prompts of like length together."""
+    def _by_length(self, pairs: np.ndarray) -> np.ndarray:
+        """(damage, prompt) pairs in an order that brings prompts of like length together."""
         lengths = np.array(self.lengths)[pairs[:, 1]]
-        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0], lengths))]
-        for start in range(0, len(pairs), self.batch_size):
-            yield pairs[start : start + self.batch_size]
+        return pairs[np.lexsort((pairs[:, 1], pairs[:, 0], lengths))]
 
     @torch.inference_mode()
     def state(self, layer: int, neurons: Sequence[int]) -> State:
         """The clean state at one layer, for damages of the given neurons."""
         model, block = self.model, self.model.layers[layer]
-        kept: dict[str, list[torch.Tensor]] = {"residual": [], "mlp": [], "a": []}
+        kept: dict[str, list[torch.Tensor]] = {"residual": [], "mlp": []}
         own = torch.as_tensor(list(neurons), dtype=torch.long, device=model.device)
         start = torch.tensor(self.starts, device=model.device)
         handles = [
@@ -158,15 +157,25 @@ class Engine:
             block.mlp.register_forward_hook(lambda _, __, y: kept["mlp"].append(y)),
         ]
         some, ends = [], []
+        rows = everything = torch.arange(len(self), device=model.device)
 
         def use(_: int, a: torch.Tensor) -> None:
             some.append(a[:, :, own].float().permute(2, 0, 1))
             ends.append(a[torch.arange(len(a)), start[rows] - 1].float())
 
+        done = 0
+
+        def forward(span: slice) -> None:
+            nonlocal rows, done
+            for store in (*kept.values(), some, ends):
+                del store[done:]  # what a batch left that ran out of memory
+            rows = everything[span]
+            model.decoder(input_ids=self.ids[rows], use_cache=False)
+            done += 1
+
         try:
             with capturing(model, [layer], use):
-                for rows in torch.arange(len(self), device=model.device).split(self.batch_size):
-                    model.decoder(input_ids=self.ids[rows], use_cache=False)
+                self.batch.map(len(self), forward)
         finally:
             for handle in handles:
                 handle.remove()
@@ -204,8 +213,10 @@ class Engine:
         scale = torch.tensor([d.scale for d in damaged], device=directions.device)
         shift = torch.tensor([d.shift for d in damaged], device=directions.device)
         which = torch.tensor([state.neurons[d.neuron] for d in damaged], device=directions.device)
-        pairs = np.array([(d, p) for d in range(len(damaged)) for p in prompts])
-        for batch in self._rows(pairs):
+        pairs = self._by_length(np.array([(d, p) for d in range(len(damaged)) for p in prompts]))
+
+        def measure(rows: slice) -> None:
+            batch = pairs[rows]
             width = max(self.lengths[p] for p in batch[:, 1])
             d = torch.as_tensor(batch[:, 0], device=directions.device)
             p = torch.as_tensor(batch[:, 1], device=directions.device)
@@ -222,6 +233,8 @@ class Engine:
             for row, at, value in zip(batch[:, 0], wanted, kl, strict=True):
                 if at >= 0 and n_reference:
                     divergence[row, at] = value
+
+        self.batch.map(len(pairs), measure)
         return out, divergence
 
     @torch.inference_mode()
@@ -229,7 +242,10 @@ class Engine:
         """Clean log-probability (nats per answer token) and the answer's worst rank (1 is the most likely token)."""
         logp, rank = np.zeros(len(prompts)), np.zeros(len(prompts), int)
         where = {int(p): i for i, p in enumerate(prompts)}
-        for batch in self._rows(np.array([(0, p) for p in prompts]).reshape(-1, 2)):
+        pairs = self._by_length(np.array([(0, p) for p in prompts]).reshape(-1, 2))
+
+        def measure(rows: slice) -> None:
+            batch = pairs[rows]
             width = max(self.lengths[p] for p in batch[:, 1])
             hidden = self._embed_and_run(self.ids[torch.as_tensor(batch[:, 1], device=self.ids.device), :width])
             check_finite(hidden, self.model.n_layers - 1)
@@ -239,6 +255,8 @@ class Engine:
                 own = logits.gather(1, answer)
                 logp[where[int(p)]] = float((own[:, 0] - logits.logsumexp(1)).double().mean())
                 rank[where[int(p)]] = int((logits > own).sum(1).max()) + 1
+
+        self.batch.map(len(pairs), measure)
         return logp, rank
 
     def _embed_and_run(self, ids: torch.Tensor) -> torch.Tensor:

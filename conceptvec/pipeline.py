@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conceptvec.concepts import load_concepts
-from conceptvec.config import Config, parse_layers
+from conceptvec.config import Config
+from conceptvec.errors import RequestError
+from conceptvec.preflight import preflight
 from conceptvec.results import Results, load_results
 from conceptvec.store import RunFolder
 
@@ -27,7 +28,11 @@ def run(config: Config) -> Results:
         RequestError: the request is bad (nothing was changed).
         RunError: the run failed; what was finished is kept.
     """
-    load_concepts(config.concepts)  # a bad file should fail before a model is loaded
+    plan = preflight(config)  # before anything is downloaded or loaded
+    for note in plan["warnings"]:
+        logger.warning(note)
+    if plan["problems"]:
+        raise RequestError("; ".join(plan["problems"]))
     import torch
 
     from conceptvec.extraction import extract
@@ -37,7 +42,6 @@ def run(config: Config) -> Results:
 
     watch = Watch()
     model = load_model(config)
-    parse_layers(config.layers, model.n_layers)
     folder = config.folder(model.device.type)
     parts = RunFolder(folder, config, model.facts(), processes(choose_device(config.device)))
     watch.lap("load")
