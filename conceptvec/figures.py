@@ -93,6 +93,11 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         family = ["DejaVu Sans", *(name for name in needed if name != "DejaVu Sans")]
         style: Any = {**STYLE, "font.family": family}
         with matplotlib.rc_context(style):
+            if draw.__name__ not in measured(results):
+                figure, (axes,) = _figure(results, draw.__name__.replace("_", " ").capitalize(), 1.4)
+                axes.set_axis_off()
+                axes.text(0, 0.5, NOTHING[draw.__name__], transform=axes.transAxes, va="center")
+                return figure
             return draw(results, *args)
 
     return styled
@@ -331,6 +336,16 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "funnel": funnel, "score_distribution": score_distribution, "concept_distribution": concept_distribution,
     "layer_by_concept": layer_by_concept, "drops": drops, "dose_response": dose_response, "vector_card": vector_card,
 }  # fmt: skip
+
+
+NOTHING = {  # what a figure says where its numbers are not in the document
+    "score_distribution": "Nothing was scored: run Stage 2.",
+    "concept_distribution": "Nothing was scored: run Stage 2.",
+    "layer_by_concept": "No candidate was tested, so there is nothing to draw.",
+    "drops": "No candidate was measured, so there is nothing to draw.",
+    "dose_response": "No vector was validated, so there is nothing to draw.",
+    "vector_card": "No candidate was tested, so there is nothing to draw.",
+}
 
 
 def measured(results: Mapping[str, Any]) -> list[str]:
