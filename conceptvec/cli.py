@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     show = command("show", "a results file (or run folder) as a table")
     show.add_argument("results", help="results file or run folder")
     show.add_argument("--all", action="store_true", help="every tested candidate")
+    report = command("report", "one self-contained HTML file of a run", json_option=False)
+    report.add_argument("run", metavar="RUN", help="results file or run folder")
+    report.add_argument("--out", metavar="FILE", help="the HTML file (default: report.html beside the results)")
     tokens = command("score-tokens", "score a bare list of tokens, most promoted first, without a model")
     tokens.add_argument("tokens", nargs="+", metavar="TOKEN")
     tokens.add_argument("--concepts", help="a concepts file (default: the built-in twelve)")
@@ -104,6 +107,17 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
+def _report(args: argparse.Namespace) -> dict[str, Any]:
+    from pathlib import Path
+
+    from conceptvec.results import load_results
+
+    results, run = load_results(args.run), Path(args.run)
+    path = results.to_html(args.out or (run if run.is_dir() else run.parent) / "report.html")
+    print(path)
+    return results.document
+
+
 def _score_tokens(args: argparse.Namespace) -> dict[str, Any]:
     from conceptvec.lexicon import score_tokens
 
@@ -116,7 +130,7 @@ def _score_tokens(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-COMMANDS = {"run": _run, "show": _show, "score-tokens": _score_tokens}
+COMMANDS = {"run": _run, "show": _show, "report": _report, "score-tokens": _score_tokens}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
