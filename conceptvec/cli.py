@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     show = command("show", "a results file (or run folder) as a table")
     show.add_argument("results", help="results file or run folder")
     show.add_argument("--all", action="store_true", help="every tested candidate")
+    report = command("report", "one self-contained HTML file of a run", json_option=False)
+    report.add_argument("run", metavar="RUN", help="results file or run folder")
+    report.add_argument("--out", metavar="FILE", help="the HTML file (default: report.html beside the results)")
     tokens = command("score-tokens", "score a bare list of tokens, most promoted first, without a model")
     tokens.add_argument("tokens", nargs="+", metavar="TOKEN")
     tokens.add_argument("--concepts", help="a concepts file (default: the built-in twelve)")
@@ -111,6 +114,17 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
+def _report(args: argparse.Namespace) -> dict[str, Any]:
+    from pathlib import Path
+
+    from conceptvec.results import load_results
+
+    results, run = load_results(args.run), Path(args.run)
+    path = results.to_html(args.out or (run if run.is_dir() else run.parent) / "report.html")
+    print(path)
+    return results.document
+
+
 def _score_tokens(args: argparse.Namespace) -> dict[str, Any]:
     from conceptvec.lexicon import score_tokens
 
@@ -133,7 +147,9 @@ def _selfcheck(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-COMMANDS = {"run": _run, "show": _show, "score-tokens": _score_tokens, "selfcheck": _selfcheck}
+COMMANDS = {
+    "run": _run, "show": _show, "report": _report, "score-tokens": _score_tokens, "selfcheck": _selfcheck,
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

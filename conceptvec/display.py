@@ -22,7 +22,8 @@ def printable(text: str, keep: str = "") -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number for people; a dash where nothing was measured."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    text = "–" if value is None else f"{value:.{digits}f}"
+    return text[1:] if text.startswith("-") and not text.strip("-0.") else text
 
 
 def summary(document: dict[str, Any]) -> str:
@@ -52,7 +53,7 @@ def summary(document: dict[str, Any]) -> str:
 
 
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{v} {k}" for k, v in counts.items() if v) or "none"
+    return ", ".join(f"{v} {printable(k).replace('_', ' ')}" for k, v in counts.items() if v) or "none"
 
 
 HEADERS = ("id", "concept", "score", "verdict", "concept drop", "unrelated", "95 % interval", "q", "tokens")

@@ -115,6 +115,12 @@ class Results(Mapping[str, Any]):
         write_atomic(path, (text + "\n").encode("utf-8"))
         return path
 
+    def to_html(self, path: str | Path) -> Path:
+        """Write one self-contained HTML file: summary, figures, a table to search and sort, a card per vector."""
+        from conceptvec.report import to_html
+
+        return to_html(self.document, path)
+
     @property
     def validated(self) -> list[dict[str, Any]]:
         """The validated entries, best first."""
