@@ -14,7 +14,8 @@ import torch
 from safetensors import safe_open
 
 import conceptvec as cv
-from conceptvec.models import demo_folder, load_model
+from conceptvec.checkpoint import find
+from conceptvec.models import load_model
 from conceptvec.results import VOLATILE
 from tests.conftest import ANIMALS, COLORS
 
@@ -118,7 +119,7 @@ def test_random_weights_validate_nothing(tmp_path: Path) -> None:
     import transformers
 
     folder = tmp_path / "random"
-    shutil.copytree(demo_folder(), folder)
+    shutil.copytree(find(cv.Config()).folder, folder)
     torch.manual_seed(1)
     hf = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
     hf.save_pretrained(folder)
