@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from conceptvec.results import Results, load_results
 from conceptvec.store import RunFolder
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = timedelta(hours=2)  # how long a process waits for the slowest of the others before it gives up
 
 
 def run(config: Config) -> Results:
@@ -36,14 +38,14 @@ def run(config: Config) -> Results:
     import torch
 
     from conceptvec.extraction import extract
-    from conceptvec.models import choose_device, load_model
+    from conceptvec.models import load_model
     from conceptvec.scoring import score
     from conceptvec.validation import validate
 
     watch = Watch()
     model = load_model(config)
     folder = config.folder(model.device.type)
-    parts = RunFolder(folder, config, model.facts(), processes(choose_device(config.device)))
+    parts = RunFolder(folder, config, model.facts(), processes())
     watch.lap("load")
     candidates = extract(model, config, parts)
     watch.lap("extraction")
@@ -97,19 +99,28 @@ def export_vectors(model: Any, config: Config, results: Results, path: Path) -> 
     write_atomic(path, save({"vectors": vectors, "readout_directions": directions}, metadata))
 
 
-def processes(device: Any) -> Any:
-    """The other processes of a `torchrun` or `accelerate launch`, or None where this one is alone."""
+def processes() -> Any:
+    """The other processes of a `torchrun` or `accelerate launch`, or None where this one is alone.
+
+    They share files and wait for each other, nothing more, so gloo does on every device.
+    """
     import os
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
     from accelerate import PartialState
 
-    return PartialState(cpu=device.type == "cpu")
+    return PartialState(cpu=True, timeout=PATIENCE)
 
 
 def peak_memory() -> int:
     """The largest resident size of this process so far, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
