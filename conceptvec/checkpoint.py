@@ -20,6 +20,7 @@ from conceptvec.errors import RequestError, RunError
 
 logger = logging.getLogger(__name__)
 
+INDEX = "model.safetensors.index.json"
 READ = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "preprocessor_config.json",
@@ -125,12 +126,10 @@ def _in_folder(name: str, source: str, folder: Path, revision: str | None) -> Ch
     _no_pickle(name, here)
     shards = ["model.safetensors"]
     if "model.safetensors" not in here:
-        index = _json(folder / "model.safetensors.index.json")
+        index = _json(folder / INDEX)
         weights = index.get("weight_map")
         if not isinstance(weights, dict) or not all(isinstance(v, str) and v == Path(v).name for v in weights.values()):
-            raise RequestError(
-                f"--model: {folder}/model.safetensors.index.json has no usable weight_map; fetch it again"
-            )
+            raise RequestError(f"--model: {folder / INDEX} has no usable weight_map; fetch it again")
         shards = sorted(set(weights.values()))
     if missing := [s for s in shards if s not in here]:
         raise RequestError(f"--model: {folder} lacks {missing[0]}, one of {len(shards)} weight files; fetch it again")
@@ -153,7 +152,7 @@ def _headers(folder: Path, shards: list[str]) -> None:
 
 
 def _no_pickle(name: str, files: set[str]) -> None:
-    if files & {"model.safetensors", "model.safetensors.index.json"}:
+    if files & {"model.safetensors", INDEX}:
         return
     if any(fnmatch.fnmatch(f, "*.bin") or f.endswith((".pt", ".pth")) for f in files):
         raise RequestError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -165,8 +166,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-        logging.getLogger("conceptvec").setLevel(logging.INFO)
-        document = COMMANDS[args.command](args)
+        first = os.environ.get("RANK", "0") == "0"  # of several processes only the first talks
+        logging.getLogger("conceptvec").setLevel(logging.INFO if first else logging.ERROR)
+        with contextlib.nullcontext() if first else contextlib.redirect_stdout(None):
+            document = COMMANDS[args.command](args)
+        if not first:
+            return 0
         if getattr(args, "json", False):
             unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
             print(json.dumps(document, ensure_ascii=not unicode, indent=1, allow_nan=False))

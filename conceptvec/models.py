@@ -120,8 +120,8 @@ def choose_device(name: str) -> torch.device:
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one process per GPU under torchrun
-        name = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
+    if name == "cuda" and has_cuda and "LOCAL_RANK" in os.environ:  # several processes: one GPU each
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     device = torch.device(name)
     there = {"cpu": True, "cuda": has_cuda and (device.index or 0) < torch.cuda.device_count(), "mps": has_mps}
     if not there[device.type]:
@@ -181,7 +181,7 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
-        hf, report = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, attn_implementation="eager", output_loading_info=True,
             **{"torch_dtype" if old else "dtype": dtype}, **local,
         )  # fmt: skip
@@ -193,6 +193,7 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             f"--model: {folder} could not be loaded ({type(error).__name__}: {text}); its files do not fit together, "
             "so fetch them again"
         ) from error
+    hf, report = loaded
     wrong = [*map(str, report["mismatched_keys"]), *map(str, report["error_msgs"])]
     if wrong or report["missing_keys"]:
         lacks = sorted(map(str, report["missing_keys"]))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from conceptvec.models import Model
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = timedelta(hours=2)  # how long a process waits for the slowest of the others before it gives up
 
 
 def run(config: Config) -> Results:
@@ -71,11 +73,9 @@ def open_run(model: Model, config: Config) -> RunFolder:
     Raises:
         RequestError: the folder belongs to another configuration or model, or the layers are not the model's.
     """
-    from conceptvec.models import choose_device
-
     parse_layers(config.layers, model.n_layers)
     folder = config.folder(model.device.type)
-    return RunFolder(folder, config, model.facts(), processes(choose_device(config.device)))
+    return RunFolder(folder, config, model.facts(), processes())
 
 
 def save_run(results: Results, model: Model, config: Config, parts: RunFolder) -> Path:
@@ -123,19 +123,28 @@ def export_vectors(model: Model, config: Config, results: Results, path: Path) -
     write_atomic(path, save({"vectors": vectors, "readout_directions": directions}, metadata))
 
 
-def processes(device: Any) -> Any:
-    """The other processes of a `torchrun` or `accelerate launch`, or None where this one is alone."""
+def processes() -> Any:
+    """The other processes of a `torchrun` or `accelerate launch`, or None where this one is alone.
+
+    They share files and wait for each other, nothing more, so gloo does on every device.
+    """
     import os
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
     from accelerate import PartialState
 
-    return PartialState(cpu=device.type == "cpu")
+    return PartialState(cpu=True, timeout=PATIENCE)
 
 
 def peak_memory() -> int:
     """The largest resident size of this process so far, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -6,7 +6,6 @@ timed on the device; it is an estimate, good within a factor of about three.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -124,21 +123,20 @@ def _judge(plan: Plan, config: Config, folder: Path) -> None:
                         f"({size(free_disk(cache))} free); make room or set HF_HOME to a larger disk")  # fmt: skip
     if (folder.exists() and not folder.is_dir()) or not os.access(_existing(folder), os.W_OK | os.X_OK):
         problems.append(f"--out: {folder} cannot be written; give another folder")
-    if config.overwrite:
-        plan["run_folder"]["state"] = "started afresh"
-    else:
-        from conceptvec.store import differences
+    from conceptvec.store import differences, manifests
 
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            changes = differences(manifest, config)
-            plan["run_folder"]["state"] = f"resumed, {len(manifest.get('parts', {}))} parts are done"
-            if changes:
-                plan["run_folder"]["state"] = "of another run"
-                problems.append(f"--out: {folder} holds another run ({'; '.join(changes)}). Give another --out, or "
-                                "--overwrite to start afresh.")  # fmt: skip
-        except (OSError, ValueError, AttributeError, TypeError):  # none there, or damaged: its parts are made again
-            pass
+    for manifest in manifests(folder):
+        changes = [] if config.overwrite else differences(manifest, config)
+        plan["run_folder"]["state"] = f"resumed, {len(manifest['parts'])} parts are done"
+        if config.overwrite:
+            plan["run_folder"]["state"] = "started afresh"
+        if changes:
+            plan["run_folder"]["state"] = "of another run"
+            problems.append(
+                f"--out: {folder} holds another run ({'; '.join(changes)}). Give another --out, or --overwrite to start "
+                "afresh."
+            )
+            break
     plan |= {"warnings": warnings, "problems": problems, "ok": not problems}
 
 

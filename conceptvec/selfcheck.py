@@ -169,8 +169,8 @@ def _verdict(what: str, rows: int, difference: float, allowed: float, unit: str,
     if not difference <= allowed:  # NaN fails too
         raise RunError(
             f"{model.device} computes wrongly: the {what} of a sample differs by {difference:.3g} ({unit}) from the "
-            f"CPU, allowed are {allowed:g}. Nothing that this device computed can be trusted: run `conceptvec selfcheck "
-            "--device ...` to see which operation fails, then run with --device cpu or another torch."
+            f"CPU, allowed are {allowed:g}. Nothing that this device computed can be trusted: run "
+            "`conceptvec selfcheck --device …` to see which operation fails, then use --device cpu or another torch."
         )
     return {"rows": rows, "largest_difference": plain(difference), "allowed": allowed, "unit": unit}
 

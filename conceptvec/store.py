@@ -98,6 +98,26 @@ def identity(config: Config) -> dict[str, Any]:
     return {"conceptvec_version": __version__, "configuration": config.identity(), "files": files}
 
 
+def manifests(path: Path) -> list[dict[str, Any]]:
+    """The manifests of all processes in a folder; a damaged one is as good as none: its parts are made again.
+
+    Raises:
+        RequestError: another program wrote one of them.
+    """
+    found = []
+    for file in sorted(path.glob("manifest*.json")):
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            logger.warning("%s is damaged: what it lists is computed again", file)
+            continue
+        shape = {"configuration": dict, "files": dict, "model": dict, "parts": dict}
+        if not isinstance(manifest, dict) or not all(isinstance(manifest.get(k), t) for k, t in shape.items()):
+            raise RequestError(f"--out: {file} was not written by conceptvec; give another --out")
+        found.append(manifest)
+    return found
+
+
 def differences(manifest: dict[str, Any], config: Config, model: dict[str, Any] | None = None) -> list[str]:
     """How the run in a folder differs from the one that is asked for, as phrases."""
     now = identity(config)
@@ -136,9 +156,9 @@ class RunFolder(Parts):
         self.identity = identity(config) | {
             "model": {"fingerprint": model["fingerprint"], "dtype": model["dtype"], "device": kind}
         }
-        manifests = self._manifests()
+        earlier = manifests(path)
         if not config.overwrite:
-            for manifest in manifests:
+            for manifest in earlier:
                 if changes := differences(manifest, config, self.identity["model"]):
                     raise RequestError(
                         f"--out: {self.path} holds another run ({'; '.join(changes)}). "
@@ -146,22 +166,22 @@ class RunFolder(Parts):
                     )
         self.barrier()  # everyone has looked before anyone writes
         if self.rank == 0:
-            self._clear(manifests if config.overwrite else [])
+            self._clear(earlier if config.overwrite else [])
         self.barrier()
         self.parts: dict[str, str] = {}
-        for manifest in [] if config.overwrite else manifests:
+        for manifest in [] if config.overwrite else earlier:
             self.parts |= manifest["parts"]
         self._write_manifest()
         self.barrier()
 
-    def _clear(self, manifests: list[dict[str, Any]]) -> None:
+    def _clear(self, earlier: list[dict[str, Any]]) -> None:
         """Remove what an earlier run wrote and listed, nothing else, and what killed processes left half-written."""
         try:
-            for manifest in manifests:
+            for manifest in earlier:
                 for name in manifest["parts"]:
                     if ".." not in Path(name).parts and not Path(name).is_absolute():
                         (self.path / name).unlink(missing_ok=True)
-            if manifests:
+            if earlier:
                 for file in [*self.path.glob("manifest*.json"), *self.path.glob("concept_vector_results_*.json")]:
                     file.unlink(missing_ok=True)
                 (self.path / "concept_vectors.safetensors").unlink(missing_ok=True)
@@ -187,21 +207,6 @@ class RunFolder(Parts):
                 "Run the same command again to resume."
             ) from None
 
-    def _manifests(self) -> list[dict[str, Any]]:
-        """The manifests of all processes; a damaged one is as good as none: its parts are made again."""
-        found = []
-        for file in sorted(self.path.glob("manifest*.json")):
-            try:
-                manifest = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError):
-                logger.warning("%s is damaged: what it lists is computed again", file)
-                continue
-            shape = {"configuration": dict, "files": dict, "model": dict, "parts": dict}
-            if not isinstance(manifest, dict) or not all(isinstance(manifest.get(k), t) for k, t in shape.items()):
-                raise RequestError(f"--out: {file} was not written by conceptvec; give another --out")
-            found.append(manifest)
-        return found
-
     def _write_manifest(self) -> None:
         text = json.dumps(self.identity | {"parts": dict(sorted(self.parts.items()))}, indent=1)
         write_atomic(self._own, text.encode())
@@ -216,7 +221,7 @@ class RunFolder(Parts):
             return None
         digest = hashlib.sha256(content).hexdigest()
         if self.parts.get(name) != digest:
-            listed = [m["parts"].get(name) for m in self._manifests()] if self.world > 1 else []
+            listed = [m["parts"].get(name) for m in manifests(self.path)] if self.world > 1 else []
             if digest not in listed:
                 if name in self.parts:
                     logger.warning("%s is damaged or was changed: it is computed again", self.path / name)
