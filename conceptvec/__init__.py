@@ -24,6 +24,7 @@ _HOME = {
     "open_run": "pipeline",
     "save_run": "pipeline",
     "load_results": "results",
+    "explore": "explorer",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -14,7 +14,8 @@ causal attention what follows a position cannot reach it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,29 @@ def damages(
         )
         out.append(Damage(neuron, 1.0, 0.0, noise.to(vector.device)))
     return out
+
+
+@contextmanager
+def damaging(model: Model, damaged: Mapping[int, Sequence[Damage]]) -> Iterator[None]:
+    """Within the context every forward pass carries the damages (layer → its damages), in any number of layers.
+
+    Upper activations follow from the damaged stream, as after an edit of all the columns at once.
+    """
+    handles = []
+    for layer, some in damaged.items():
+        which = [d.neuron for d in some]
+        directions = torch.stack([d.direction for d in some])
+        scale, shift = (directions.new_tensor([getattr(d, k) for d in some]) for k in ("scale", "shift"))
+
+        def add(_: Any, args: tuple, out: torch.Tensor, which=which, scale=scale, shift=shift, v=directions) -> Any:
+            return (out.float() + (args[0][..., which].float() * scale + shift) @ v).to(out.dtype)
+
+        handles.append(model.layers[layer].mlp.down_proj.register_forward_hook(add))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The static twin of the explorer: one HTML file with summary, figures, table and cards, that loads nothing.
 
 Everything that comes from a vocabulary, a corpus or a concepts file is escaped text: in the markup by `html.escape`, in
-the embedded JSON by writing ``<`` as ``\\u003c``; the page's script builds cards with text nodes alone, and its content
+the embedded JSON by an escape for every ``<``; the page's script builds cards with text nodes alone, and its content
 security policy forbids every request.
 """
 
@@ -22,9 +22,9 @@ from conceptvec.figures import FIGURES, measured
 from conceptvec.store import write_atomic
 
 COLUMNS = (  # name, class, field that sorts the column (its text does where there is none)
-    ("id", "", ""), ("concept", "", ""), ("score", "n less", "score"), ("verdict", "", ""), ("concept drop", "n", "concept_drop"),
-    ("unrelated", "n less", "unrelated_drop"), ("95 % interval", "n less", "selectivity"), ("q", "n less", "q_value"),
-    ("tokens", "tokens", ""),
+    ("id", "", ""), ("concept", "", ""), ("score", "n less", "score"), ("verdict", "", ""),
+    ("concept drop", "n", "concept_drop"), ("unrelated", "n less", "unrelated_drop"),
+    ("95 % interval", "n less", "selectivity"), ("q", "n less", "q_value"), ("tokens", "tokens", ""),
 )  # fmt: skip
 
 
@@ -46,12 +46,12 @@ def to_html(document: Mapping[str, Any], path: str | Path) -> Path:
 def page(document: Mapping[str, Any]) -> str:
     """The report as HTML text."""
     model, entries = document["model"], [_shown(e) for e in document["validation_results"]]
-    template = resources.files("conceptvec").joinpath("data", "report.html").read_text(encoding="utf-8")
+    template = (resources.files("conceptvec") / "data" / "report.html").read_text(encoding="utf-8")
     source = (
         f"conceptvec {document['conceptvec_version']}, {document['created']}. {model['id']}"
         f"{' at ' + model['revision'] if model['revision'] else ''}, {model['layers']} layers, hidden size "
-        f"{model['hidden_size']}, {model['intermediate_size']} neurons a layer, {model['vocab_size']:,} tokens; weights "
-        f"{model['fingerprint'][:16]}. Seed {document['configuration']['seed']}."
+        f"{model['hidden_size']}, {model['intermediate_size']} neurons a layer, {model['vocab_size']:,} tokens; "
+        f"weights {model['fingerprint'][:16]}. Seed {document['configuration']['seed']}."
     )
     return Template(template).substitute(
         title=_safe(f"Concept vectors in {model['id']}"),

@@ -111,7 +111,7 @@ config = cv.Config(
     seed=seed,
     out=out,
 )
-print(preflight(config)["text"])
+preflight(config)
 """),
     ("stage1-text", "", """
 ## Stage 1: project the value vectors onto the vocabulary
@@ -153,15 +153,24 @@ results
     ("figure-layers", "", "figures.layer_by_concept(results)"),
     ("figure-drops", "", "figures.drops(results)"),
     ("figure-doses", "", "figures.dose_response(results)"),
+    ("explorer-text", "", """
+## Explorer
+
+Filter the tested vectors, search a word over all their tokens, look at one card; with the loaded model, damage or
+amplify the chosen vector and see its continuation change. A saved page can't show widgets: the figure below it and
+`report.html` show the same cards.
+"""),
+    ("explorer", "", "cv.explore(results, lm)"),
     ("figure-card", "", "figures.vector_card(results)"),
     ("export-text", "", """
 ## Export
 
-Results (JSON), validated vectors (safetensors) and figures (PNG).
+Results (JSON), validated vectors (safetensors), figures (PNG) and a report for sharing (one HTML file).
 """),
     ("export", "", """
 path = cv.save_run(results, lm, config, folder)
-<<download>>print(path)
+report = results.to_html(folder.path / "report.html")
+<<download>>print(f"{path} · {report}")
 """),
 ]  # fmt: skip
 

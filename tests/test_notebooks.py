@@ -9,15 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import make_notebooks
 import pytest
 
 from conceptvec import load_results
-from conceptvec.results import VOLATILE
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-import make_notebooks
-
 QUICK = {**make_notebooks.DEMO, "layers": "2-3", "max_vectors": 12, "nulls": 8, "out": "run"}
 
 
@@ -95,9 +92,11 @@ def test_notebook_runs_from_start_to_end(variant: str, tmp_path: Path, monkeypat
     assert results["pipeline_stats"]["total_candidates"] == 24
     assert results["configuration"]["max_vectors"] == 12
     assert (tmp_path / "run" / "concept_vectors.safetensors").is_file()
+    assert "<h1>Concept vectors in demo</h1>" in (tmp_path / "run" / "report.html").read_text("utf-8")
+    explorer = next(c for c in ran["cells"] if c["id"] == "explorer")
+    assert "application/vnd.jupyter.widget-view+json" in explorer["outputs"][0]["data"]
     shown = make_notebooks.tidy(ran)
     pictures = [o for c in shown["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(pictures) >= 5
     assert "neurons examined" in json.dumps(shown)  # the plain closing line of Stage 3
     assert "injected" not in {c["id"] for c in shown["cells"]}
-    assert set(VOLATILE) <= set(results)
