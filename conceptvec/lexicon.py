@@ -66,20 +66,20 @@ class Lexicon:
         return cls(tuple(c.name for c in ordered), words, by_stem)
 
     def find(self, token: str) -> tuple[str, int, float]:
-        """A token's lemma, the concept it hits (-1: none) and how much the hit counts."""
+        """A token's lemma, the concept it hits (-1: none, -2: several, so none) and how much the hit counts."""
         word = normalise(token)
         if is_numeral(word) and "numbers" in self.names:
             return lemma(word) or word, self.names.index("numbers"), 1.0
         found = self.by_word.get(word) or self._inflected(word)
         if found is None or found[1] < 0:
-            return found[0] if found else lemma(word), -1, 0.0
+            return (found[0] if found else lemma(word)), (found[1] if found else -1), 0.0
         key, concept, hit, name = found
         letters = token.strip(" ▁Ġ#")
         named = letters[:1].isupper() and not letters.isupper() and not name
         return key, concept, hit / 2 if named else hit
 
     def _inflected(self, word: str) -> Match | None:
-        """The listed word of which this is another form; None where there is none, or languages disagree."""
+        """The listed word of which this is another form; None where there is none, no concept where languages disagree."""
         if len(word) < 3:
             return None
         found = [
@@ -88,14 +88,16 @@ class Lexicon:
             for stem in stems(word, language)
             if (stem != word or language in BARE) and (match := self.by_stem.get(language, {}).get(stem))
         ]
-        return found[0] if len({m[1] for m in found}) == 1 else None
+        if len({m[1] for m in found}) > 1:
+            return lemma(word), -2, 0.0, False
+        return found[0] if found else None
 
 
 def _claim(table: dict[str, Match], key: str, match: Match) -> None:
     """Claim a word again. One of two concepts stays in the table, for none: no inflection may give it back to one."""
     old = table[key]
     if old[1] != match[1]:
-        table[key] = (old[0], -1, 0.0, False)
+        table[key] = (old[0], -2, 0.0, False)
     elif old[2:] != match[2:]:
         table[key] = (old[0], old[1], max(old[2], match[2]), old[3] or match[3])
 
