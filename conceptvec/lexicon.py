@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from conceptvec.concepts import ConceptSet, load_concepts
-from conceptvec.words import BARE, is_numeral, languages, lemma, normalise, stems
+from conceptvec.words import BARE, is_numeral, languages, lemma, normalise, not_forms, stems
 
 HALF_LIFE = 10  # ranks after which a word's weight has halved
 SHARE_AT_THRESHOLD, SHARE_AT_ONE, WORDS_AT_ONE = 0.3, 0.6, 4
@@ -79,14 +79,14 @@ class Lexicon:
         return key, concept, hit / 2 if named else hit
 
     def _inflected(self, word: str) -> Match | None:
-        """The listed word of which this is another form; None where there is none, no concept where languages disagree."""
-        if len(word) < 3:
+        """The listed word of which this is another form, None without one; of no concept where languages disagree."""
+        if len(word) < 3 or word in not_forms():
             return None
         found = [
             match
             for language in languages(word)
             for stem in stems(word, language)
-            if (stem != word or language in BARE) and (match := self.by_stem.get(language, {}).get(stem))
+            if (len(stem) < len(word) or language in BARE) and (match := self.by_stem.get(language, {}).get(stem))
         ]
         if len({m[1] for m in found}) > 1:
             return lemma(word), -2, 0.0, False

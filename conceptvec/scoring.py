@@ -284,7 +284,7 @@ def group(others: list[dict[str, Any]], embedding: np.ndarray, tokens: list[str]
     """Coherent lists outside the concepts, gathered by cosine and named by their central tokens, largest first.
 
     The most coherent list opens a group; a list joins the first group whose opener's mean embedding is within
-    `SAME_GROUP` of its own. A group's central tokens are those nearest to its mean, weighted by how many lists have them.
+    `SAME_GROUP` of its own. A group's central tokens are nearest to its mean, weighted by how many lists have them.
 
     Args:
         others: entries with their distinct words as token ids under ``words``.

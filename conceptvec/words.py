@@ -13,35 +13,37 @@ import unicodedata
 from functools import cache
 from typing import Any
 
+from conceptvec.concepts import data
+
 YEAR = re.compile(r"1\d{3}|20\d{2}")
 NUMERAL = re.compile(
     r"\d+([.,]\d+)*(st|nd|rd|th|er|e|º|%|o|a|-?й|-?я|-?е)?"  # 7, 1,000, 3rd, 2e, 5-й
     r"|(?=..)x{0,3}(ix|iv|v?i{0,3})"  # Roman, from two letters
     r"|第[〇零一二三四五六七八九十百千]+|[〇零一二三四五六七八九十百千万萬亿億两兩]{2,}"
 )
-# Endings of declension (of nouns and adjectives), by language; what is left has at least the letters given.
+# Endings of declension (of nouns and adjectives), by language, and how many letters must be left. Over Gemma's
+# vocabulary shorter stems find more fragments than words; the short words are in the lexicon with their forms.
 ENDINGS = {
     "en": (3, "s es 's"),  # and ies for y; English is stemmed by asking for the singular
-    "de": (4, "e en n er ern es s em innen in"),
-    "fr": (4, "e es s x"),
-    "es": (4, "s es o os a as"),
-    "it": (4, "o a i e hi he"),
-    "pt": (4, "s es o os a as oes aos aes ao"),
-    "nl": (4, "en s 's e"),
-    "pl": (4, "a i y e ę ą o u ów om ami ach em ie owi ej ego emu ych ym ymi iem ia ię ią iami iach iom ii ią"),
-    "tr": (4, "lar ler ı i u ü a e ın in un ün da de dan den ları leri ların lerin yı yi ya ye sı si nın nin"),
-    "ru": (3, "а я о е ё ы и у ю ь й ой ей ою ею ом ем ём ам ям ами ями ах ях ов ев ёв ью ия ии ию ией ий ый ая яя ое "
+    "de": (5, "e en n er ern es s em innen in"),
+    "fr": (5, "e es s x"),
+    "es": (5, "s es o os a as"),
+    "it": (5, "o a i e hi he"),
+    "pt": (5, "s es o os a as oes aos aes ao"),
+    "pl": (5, "a i y e ę ą o u ów om ami ach em ie owi ej ego emu ych ym ymi iem ia ię ią iami iach iom ii"),
+    "tr": (5, "lar ler ı i u ü a e ın in un ün da de dan den ları leri ların lerin yı yi ya ye sı si nın nin"),
+    "ru": (4, "а я о е ё ы и у ю ь й ой ей ою ею ом ем ём ам ям ами ями ах ях ов ев ёв ью ия ии ию ией ий ый ая яя ое "
               "ее ые ие ого его ому ему ым им ых их ую юю ыми ими"),
-    "uk": (3, "а я о е и і ї у ю ь й ою ею єю ом ем єм ам ям ами ями ах ях ів їв ові еві єві ий ій є ого ому им их ими "
-              "ій ію ією"),
-    "hi": (3, "ों ें ां ाँ ियों ियां ियाँ ी ि ा े ो"),
-    "ar": (3, "ة ات ه ها هم ين ان ون ي"),
+    "uk": (4, "а я о е и і ї у ю ь й ою ею єю ом ем єм ам ям ами ями ах ях ів їв ові еві єві ий ій є ого ому им их ими "
+              "ію ією"),
+    "hi": (4, "ों ें ां ाँ ियों ियां ियाँ ी ि ा े ो"),
+    "ar": (4, "ة ات ه ها هم ين ان ون ي"),
     "ko": (2, "을 를 은 는 이 가 에 의 도 와 과 로 으로 에서 들 들이 들은 들을"),
 }  # fmt: skip
-BARE = {"pl", "ru", "uk"}  # the stem itself is a form: собака, genitive plural собак
+BARE = {"pl", "ru", "uk", "ar"}  # the stem itself is a form, as in the Slavic genitive plural: собака, собак
 ARTICLE = re.compile(r"^(وال|بال|كال|فال|لل|ال)(?=...)")
 SCRIPTS = {
-    "LATIN": ("en", "de", "fr", "es", "it", "pt", "nl", "pl", "tr"), "CYRILLIC": ("ru", "uk"), "DEVANAGARI": ("hi",),
+    "LATIN": ("en", "de", "fr", "es", "it", "pt", "pl", "tr"), "CYRILLIC": ("ru", "uk"), "DEVANAGARI": ("hi",),
     "ARABIC": ("ar",), "HANGUL": ("ko",),
 }  # fmt: skip
 _ACCENTS = str.maketrans("äöüàâáãåèéêëìíîïòóôõùúûçñ", "aouaaaaaeeeeiiiioooouuucn")
@@ -74,14 +76,20 @@ def stems(word: str, language: str) -> tuple[str, ...]:
     if language == "en":
         if not word.endswith("s") or word.endswith("ss"):
             return ()
-        cut = [word[:-3] + "y"] if word.endswith("ies") else []
-        cut += [word[: -len(e)] for e in ("s", "es", "'s") if word.endswith(e)]
-        return tuple(w for w in cut if len(w) >= ENDINGS["en"][0])
+        cut = [word[:-1], word[:-3] + "y" if word.endswith("ies") else "", word.removesuffix("'s")]
+        cut += [word[:-2]] if re.search("(s|x|z|o|ch|sh)es$", word) else []
+        return tuple(w for w in cut if ENDINGS["en"][0] <= len(w) < len(word))
     if language == "ar":
-        word = ARTICLE.sub("", word)
+        word = ARTICLE.sub("", word)  # of three letters and more
     elif language in ("de", "fr", "es", "it", "pt"):
         word = word.translate(_ACCENTS)
     return (_endings(language).sub("", word),)
+
+
+@cache
+def not_forms() -> frozenset[str]:
+    """Frequent words that only look like forms of a listed one (*does*, *thus*)."""
+    return frozenset(data("not_forms.json")["words"])
 
 
 @cache
