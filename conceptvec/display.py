@@ -5,8 +5,6 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
 if TYPE_CHECKING:
     from conceptvec.extraction import Candidates
     from conceptvec.scoring import Scored
@@ -76,6 +74,8 @@ def table(document: dict[str, Any], limit: int | None = ROWS) -> str:
     found = document["validation_results"]
     if not found:
         return summary(document)
+    from tabulate import tabulate
+
     text = tabulate(rows(document, limit), HEADERS, disable_numparse=True)
     more = f"\n… and {len(found) - limit} more (--all)" if limit and len(found) > limit else ""
     return f"{summary(document)}\n\n{text}{more}\n\nDrops are in nats per answer token under the primary damage."
@@ -95,6 +95,8 @@ def checks_table(found: dict[str, Any]) -> str:
 
 def html(rows: list[list[Any]], headers: tuple[str, ...] | list[str]) -> str:
     """A plain, escaped HTML table."""
+    from tabulate import tabulate
+
     return str(tabulate(rows, headers, tablefmt="html", disable_numparse=True))
 
 
