@@ -21,6 +21,8 @@ _HOME = {
     "score_tokens": "lexicon",
     "validate": "validation",
     "run": "pipeline",
+    "open_run": "pipeline",
+    "save_run": "pipeline",
     "load_results": "results",
 }
 __all__ = [*_HOME, "__version__"]

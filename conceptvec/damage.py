@@ -16,7 +16,7 @@ Memory, besides the model: three states (P, T, H) of all prompts, and what `batc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ import torch
 from conceptvec.activations import capturing
 from conceptvec.concepts import Prompt
 from conceptvec.errors import RequestError, RunError
+from conceptvec.memory import Batch
 from conceptvec.models import check_finite
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Engine:
     def __init__(
         self, model: Model, prompts: Sequence[Prompt | tuple[list[int], int]], batch_size: int, chat: bool = False
     ) -> None:
-        self.model, self.batch_size = model, batch_size
+        self.model, self.batch = model, Batch(batch_size, "rows of a forward pass")
         encoded = [p if isinstance(p, tuple) else split_answer(model, p, chat) for p in prompts]
         self.starts = np.array([start for _, start in encoded], int)
         self.lengths = np.array([len(ids) for ids, _ in encoded], int)
@@ -222,11 +223,10 @@ class Engine:
         tokens = (lengths - 1).sum() * (self.model.n_layers - 1 - layer)
         return np.array([damaged * tokens, damaged * (lengths - starts).sum()], np.float64)
 
-    def _batches(self, prompts: np.ndarray) -> Iterator[np.ndarray]:
-        """Batches of positions in `prompts`, prompts of like length together."""
+    def _map(self, prompts: np.ndarray, compute: Callable[[np.ndarray], None]) -> None:
+        """`compute` over batches of positions in `prompts`, prompts of like length together."""
         order = np.argsort(self.lengths[prompts], kind="stable")
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
+        self.batch.map(len(order), lambda rows: compute(order[rows]))
 
     def _token_rows(self, prompts: np.ndarray) -> torch.Tensor:
         """Ids that a batch reads: (B, T)."""
@@ -247,18 +247,21 @@ class Engine:
             block.mlp.register_forward_hook(lambda _, __, y: kept.update(mlp=y)),
         ]
         whole: dict[str, torch.Tensor] = {}
+
+        def forward(batch: np.ndarray) -> None:
+            rows, width = torch.as_tensor(batch, device=model.device), int(self.lengths[batch].max()) - 1
+            hidden = self._embed(self._token_rows(batch)) if entering is None else entering[rows, :width]
+            self._arguments(width)
+            kept["entering"] = self._run(hidden, known or 0, layer)
+            self._run(kept["entering"], layer, layer + 1)
+            for name, x in kept.items():
+                if name not in whole:
+                    whole[name] = x.new_zeros(len(self), self.width, x.shape[2])
+                whole[name][rows, :width] = x
+
         try:
             with capturing(model, [layer], lambda _, a: kept.update(a=a[..., own].float())):
-                for batch in self._batches(np.arange(len(self))):
-                    rows = torch.as_tensor(batch, device=model.device)
-                    width = int(self.lengths[batch].max()) - 1
-                    hidden = self._embed(self._token_rows(batch)) if entering is None else entering[rows, :width]
-                    kept["entering"] = self._run(hidden, known or 0, layer)
-                    self._run(kept["entering"], layer, layer + 1)
-                    for name, x in kept.items():
-                        if name not in whole:
-                            whole[name] = x.new_zeros(len(self), self.width, x.shape[2])
-                        whole[name][rows, :width] = x
+                self._map(np.arange(len(self)), forward)
         finally:
             for handle in handles:
                 handle.remove()
@@ -272,14 +275,19 @@ class Engine:
     def at_answers(self, layers: Sequence[int]) -> dict[int, np.ndarray]:
         """All neurons' activations where the answers' first tokens are predicted: layer → float32 (P, I)."""
         out = {n: np.zeros((len(self), self.model.intermediate_size), np.float32) for n in layers}
-        for batch in self._batches(np.arange(len(self))):
-            at = torch.as_tensor(self.starts[batch] - 1, device=self.model.device)
 
-            def use(layer: int, a: torch.Tensor, batch: np.ndarray = batch, at: torch.Tensor = at) -> None:
+        def forward(batch: np.ndarray) -> None:
+            at = torch.as_tensor(self.starts[batch] - 1, device=self.model.device)
+            hidden = self._embed(self._token_rows(batch))
+            self._arguments(hidden.shape[1])  # a forward pass of its own, before the hooks
+
+            def use(layer: int, a: torch.Tensor) -> None:
                 out[layer][batch] = a[torch.arange(len(a), device=a.device), at].float().cpu().numpy()
 
             with capturing(self.model, layers, use):
-                self._run(self._embed(self._token_rows(batch)), 0)
+                self._run(hidden, 0)
+
+        self._map(np.arange(len(self)), forward)
         return out
 
     def measure(self, state: State, damaged: Sequence[Damage], prompts: Sequence[int]) -> np.ndarray:
@@ -310,7 +318,8 @@ class Engine:
         directions = torch.stack([d.direction for d in damaged])
         scale, shift = (directions.new_tensor([getattr(d, k) for d in damaged]) for k in ("scale", "shift"))
         which = torch.tensor([state.neurons[d.neuron] for d in damaged], device=directions.device)
-        for batch in self._batches(pairs[:, 1]):
+
+        def forward(batch: np.ndarray) -> None:
             d, p = torch.as_tensor(pairs[batch].T, device=directions.device)
             width = int(self.lengths[pairs[batch, 1]].max()) - 1
             amount = scale[d, None] * state.activations[which[d], p, :width] + shift[d, None]
@@ -319,6 +328,8 @@ class Engine:
             hidden = state.residual[p, :width] + self.model.mlp_written(state.layer, mlp)
             states = self._run_to_answers(hidden, state.layer + 1, pairs[batch, 1])
             out[batch], _, divergence[batch] = self._answers(states, pairs[batch, 1], reference or {})
+
+        self._map(pairs[:, 1], forward)
         return out, divergence
 
     @torch.inference_mode()
@@ -326,20 +337,26 @@ class Engine:
         """Clean log-probability (nats per answer token) and the answer's worst rank (1 is the most likely token)."""
         chosen = np.asarray(prompts, int)
         logp, rank = np.zeros(len(chosen)), np.zeros(len(chosen), int)
-        for batch in self._batches(chosen):
+
+        def forward(batch: np.ndarray) -> None:
             states = self._run_to_answers(self._embed(self._token_rows(chosen[batch])), 0, chosen[batch])
             logp[batch], rank[batch], _ = self._answers(states, chosen[batch], {}, ranks=True)
+
+        self._map(chosen, forward)
         return logp, rank
 
     @torch.inference_mode()
     def clean_distribution(self, prompts: Sequence[int]) -> dict[int, torch.Tensor]:
         """Clean log-probabilities of the first answer token: prompt → float32 (V,)."""
         chosen, out = np.asarray(prompts, int), {}
-        for batch in self._batches(chosen):
+
+        def forward(batch: np.ndarray) -> None:
             states = self._run_to_answers(self._embed(self._token_rows(chosen[batch])), 0, chosen[batch])
             first = np.cumsum([0, *(self.lengths - self.starts)[chosen[batch]][:-1]])
             rows = self.model.logits(states[torch.as_tensor(first, device=states.device)]).log_softmax(1)
-            out |= dict(zip(chosen[batch].tolist(), rows, strict=True))
+            out.update(zip(chosen[batch].tolist(), rows, strict=True))
+
+        self._map(chosen, forward)
         return out
 
     def _answers(

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 ROWS = 25
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "") -> str:
     """Text from a vocabulary without control characters, so that a terminal shows it and does nothing else."""
-    return "".join("�" if unicodedata.category(ch) in ("Cc", "Cf", "Cs", "Co") else ch for ch in text)
+    hidden = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+    return "".join("�" if unicodedata.category(ch) in hidden and ch not in keep else ch for ch in text)
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number for people; a dash where nothing was measured."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    text = "–" if value is None else f"{value:.{digits}f}"
+    return text[1:] if text.startswith("-") and not text.strip("-0.") else text
 
 
 def summary(document: dict[str, Any]) -> str:
@@ -51,7 +53,7 @@ def summary(document: dict[str, Any]) -> str:
 
 
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{v} {k}" for k, v in counts.items() if v) or "none"
+    return ", ".join(f"{v} {printable(k).replace('_', ' ')}" for k, v in counts.items() if v) or "none"
 
 
 HEADERS = ("id", "concept", "score", "verdict", "concept drop", "unrelated", "95 % interval", "q", "tokens")
@@ -77,6 +79,18 @@ def table(document: dict[str, Any], limit: int | None = ROWS) -> str:
     text = tabulate(rows(document, limit), HEADERS, disable_numparse=True)
     more = f"\n… and {len(found) - limit} more (--all)" if limit and len(found) > limit else ""
     return f"{summary(document)}\n\n{text}{more}\n\nDrops are in nats per answer token under the primary damage."
+
+
+def checks_table(found: dict[str, Any]) -> str:
+    """The answer of `selfcheck` as text."""
+    body = [
+        [c["check"], c["shapes"], "–" if c["largest_difference"] is None else f"{c['largest_difference']:.1e}",
+         f"{c['allowed']:.0e}", "ok" if c["ok"] else f"WRONG {printable(c['problem'] or '')}"]
+        for c in found["checks"]
+    ]  # fmt: skip
+    table = tabulate(body, ("check", "shapes", "difference", "allowed", ""), disable_numparse=True)
+    said = "computes correctly" if found["ok"] else "computes WRONGLY: use --device cpu, or another version of torch"
+    return f"{table}\n\n{found['device']} in {found['dtype']} ({found['why']}) {said}"
 
 
 def html(rows: list[list[Any]], headers: tuple[str, ...] | list[str]) -> str:

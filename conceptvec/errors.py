@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 
-class RequestError(ValueError):
+class _Plain(Exception):
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a cell: the message, which says what to do, without a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class RequestError(_Plain, ValueError):
     """The request itself is bad: the message says what was got, what was expected, what to do next."""
 
 
-class RunError(RuntimeError):
+class RunError(_Plain, RuntimeError):
     """The run failed on a sound request (unusable numbers, a damaged file, no memory left)."""

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from conceptvec.activations import Activations, corpus_activations
 from conceptvec.config import Config, parse_layers
+from conceptvec.memory import Batch
 from conceptvec.store import Arrays, Parts
 from conceptvec.vocabulary import masked_tokens, token_texts
 
@@ -150,6 +151,7 @@ class Candidates:
     activations: Activations
     tokens: list[str]  # the vocabulary's texts
     masked: np.ndarray  # bool (V,)
+    agreement: dict[str, Any] = field(default_factory=dict)  # of a sample of rows with the CPU
 
     @property
     def total(self) -> int:
@@ -184,16 +186,16 @@ def project_layer(model: Model, projector: Projector, layer: int, config: Config
     neurons = sample_neurons(layer, model.intermediate_size, config.max_vectors, config.seed)
     vectors = model.value_vectors(layer)
     scale = model.fold_scale(layer, config.fold)
-    parts, norms = [], []
-    for rows in batches(len(neurons), config.batch_size):
+
+    def project(rows: slice) -> list[torch.Tensor]:
         raw = vectors[torch.as_tensor(neurons[rows], dtype=torch.long, device=vectors.device)].float()
-        norms.append(torch.linalg.vector_norm(raw, dim=1).cpu())
-        parts.append([t.cpu() for t in projector(raw * scale)])
-    columns = [torch.cat(c).numpy() for c in zip(*parts, strict=True)]
-    top_ids, top, bottom_ids, bottom, *moments = columns
+        return [t.cpu() for t in (torch.linalg.vector_norm(raw, dim=1), *projector(raw * scale))]
+
+    parts = Batch(config.batch_size, "value vectors").map(len(neurons), project)
+    norms, top_ids, top, bottom_ids, bottom, *moments = (torch.cat(c).numpy() for c in zip(*parts, strict=True))
     return Projections(
         layer, neurons, top_ids.astype(np.int32), top, bottom_ids.astype(np.int32), bottom,
-        torch.cat(norms).numpy(), *(m.astype(np.float32) for m in moments),
+        norms, *(m.astype(np.float32) for m in moments),
     )  # fmt: skip
 
 
@@ -231,6 +233,9 @@ def extract(model: Model, config: Config, parts: Parts | None = None) -> Candida
 
     Returns:
         the projections of every layer and the activation statistics.
+
+    Raises:
+        RunError: a sample of the rows does not agree with the CPU.
     """
     parts = parts or Parts()
     layers = parse_layers(config.layers, model.n_layers)
@@ -243,4 +248,8 @@ def extract(model: Model, config: Config, parts: Parts | None = None) -> Candida
     compute = lambda: corpus_activations(model, config, layers).arrays()  # noqa: E731
     activations = parts.map([("activations.safetensors", compute)], "Stage 1: activations", "pass")[0]
     projections = [Projections(layer, **arrays) for layer, arrays in zip(layers, found, strict=True)]
-    return Candidates(projections, Activations.of_arrays(activations), texts, masked.numpy())
+    candidates = Candidates(projections, Activations.of_arrays(activations), texts, masked.numpy())
+    from conceptvec.selfcheck import projection_agreement
+
+    candidates.agreement = {"projection": projection_agreement(model, candidates, config)}
+    return candidates

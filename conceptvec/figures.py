@@ -93,19 +93,27 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         family = ["DejaVu Sans", *(name for name in needed if name != "DejaVu Sans")]
         style: Any = {**STYLE, "font.family": family}
         with matplotlib.rc_context(style):
+            if draw.__name__ not in measured(results):
+                figure, (axes,) = _figure(results, draw.__name__.replace("_", " ").capitalize(), 1.4)
+                axes.set_axis_off()
+                axes.text(0, 0.5, NOTHING[draw.__name__], transform=axes.transAxes, va="center")
+                return figure
             return draw(results, *args)
 
     return styled
 
 
-def _figure(results: Mapping[str, Any], title: str, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure whose second line says which model and device the numbers come from."""
+def _figure(
+    results: Mapping[str, Any], title: str, height: float, columns: int = 1, note: str = ""
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure whose second line says which model and device the numbers come from, and how to read it."""
     figure = Plot(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(1, columns, squeeze=False, sharey=columns > 1)[0].tolist()
     model = results["model"]
     panels[0].set_title(f"{title}\n", loc="left")
-    panels[0].text(0, 1.02, f"{printable(model['id'])}, {model['dtype']} on {model['device']}", fontsize=8.5,
-                   color=MUTED, transform=panels[0].transAxes)  # fmt: skip
+    source = f"{printable(model['id'])}, {model['dtype']} on {model['device']}"
+    panels[0].annotate(" · ".join(filter(None, (source, note))), (0, 1), (0, 4), xycoords="axes fraction",
+                       textcoords="offset points", fontsize=8.5, color=MUTED)  # fmt: skip
     return figure, panels
 
 
@@ -125,7 +133,12 @@ def funnel(results: Mapping[str, Any]) -> Figure:
     }  # fmt: skip
     stats = results["pipeline_stats"]
     found = [(text, stats[key]) for key, text in steps.items() if stats[key] is not None]
-    figure, (axes,) = _figure(results, "From neurons to validated concept vectors", 0.42 * len(found) + 1.5)
+    nulls = results["null_calibration"]
+    note = "null neurons that pass the tests of the primary damage: {false_validations} of {tested}"
+    figure, (axes,) = _figure(
+        results, "From neurons to validated concept vectors", 0.42 * len(found) + 1.5,
+        note=note.format(**nulls) if nulls.get("tested") else "",
+    )  # fmt: skip
     colors = [PALE, PALE, BLUE, BLUE, GREEN]
     axes.barh(range(len(found)), [n for _, n in found], color=colors, height=0.66)
     for y, (_, n) in enumerate(found):
@@ -136,10 +149,6 @@ def funnel(results: Mapping[str, Any]) -> Figure:
     axes.minorticks_off()
     _concept_axis(axes, [text for text, _ in found])
     axes.set_xlabel("count (logarithmic from 1)")
-    nulls = results["null_calibration"]
-    if nulls.get("tested"):
-        text = f"null neurons passing the same tests: {nulls['false_validations']} of {nulls['tested']}"
-        axes.text(0.99, 0.04, text, transform=axes.transAxes, ha="right", fontsize=8.5, color=MUTED)
     return figure
 
 
@@ -151,7 +160,7 @@ def score_distribution(results: Mapping[str, Any]) -> Figure:
     edges = np.linspace(0, 1, len(poles) + 1)
     threshold = results["configuration"]["score_threshold"]
     share = results["scoring_nulls"].get("share")
-    over = "" if share is None else f", {share:.1%} reach the threshold"
+    over = "" if share is None else f", {share:.1%} reach the threshold".replace("%", " %")
     axes.stairs(poles / max(poles.sum(), 1), edges, fill=True, color=BLUE, alpha=0.75,
                 label=f"poles, n = {poles.sum():,.0f}")  # fmt: skip
     axes.stairs(null / max(null.sum(), 1), edges, color=RED, lw=1.6,
@@ -206,8 +215,8 @@ def layer_by_concept(results: Mapping[str, Any]) -> Figure:
         for row in zip(valid, tested, strict=True)
     ]
     cell = "number in a cell: validated" if wide else "in a cell: validated/tested"
-    title = f"Layer by concept ({valid.sum()} validated of {tested.sum()} tested; {cell})"
-    figure, (axes,) = _figure(results, title, max(2.8, 0.3 * len(names) + 1.5))
+    note = f"{valid.sum()} validated of {tested.sum()} tested; {cell}"
+    figure, (axes,) = _figure(results, "Layer by concept", max(2.8, 0.3 * len(names) + 1.5), note=note)
     seaborn.heatmap(
         tested, ax=axes, cmap=seaborn.light_palette(BLUE, as_cmap=True), mask=tested == 0, annot=np.array(text), fmt="",
         annot_kws={"fontsize": 8.5}, vmin=0, vmax=max(tested.max(), 2), xticklabels=layers, linewidths=1,
@@ -224,7 +233,8 @@ def layer_by_concept(results: Mapping[str, Any]) -> Figure:
 @_styled
 def drops(results: Mapping[str, Any]) -> Figure:
     """Concept drop against unrelated drop of every tested pole, verdict by marker; null neurons as a cloud."""
-    figure, (axes,) = _figure(results, "What the model loses when a vector is damaged", 5.2)
+    note = "bars: 95 % interval of concept − unrelated drop"
+    figure, (axes,) = _figure(results, "What the model loses when a vector is damaged", 5.2, note=note)
     points = results["null_calibration"].get("points", [])
     axes.scatter([p[4] for p in points], [p[3] for p in points], s=8, color=PALE, lw=0,
                  label=f"null neurons (n = {len(points)})")  # fmt: skip
@@ -240,7 +250,8 @@ def drops(results: Mapping[str, Any]) -> Figure:
                       fmt="none", ecolor=color, elinewidth=0.8, alpha=0.6)  # fmt: skip
         axes.scatter(x, y, s=28, marker=marker, color=color, zorder=3, lw=1.2 if marker in "x+" else 0,
                      label=f"{name.replace('_', ' ')} (n = {len(some)})")  # fmt: skip
-    reach = max([abs(v) for e in entries for v in (e["concept_drop"], e["unrelated_drop"])] + [2 * EFFECT_FLOOR])
+    both = [(p[3], p[4]) for p in points] + [(e["concept_drop"], e["unrelated_drop"]) for e in entries]
+    reach = max([abs(v) for pair in both for v in pair] + [2 * EFFECT_FLOOR])
     edge = np.geomspace(EFFECT_FLOOR, 4 * reach, 60)
     axes.fill_between(
         np.r_[-4 * reach, SPECIFICITY * edge], np.r_[EFFECT_FLOOR, edge], 4 * reach, color=GREEN, alpha=0.07, lw=0,
@@ -294,11 +305,11 @@ def vector_card(results: Mapping[str, Any], vector: str | None = None) -> Figure
         raise ValueError(
             f"{vector!r} is not among the {len(entries)} tested vectors; see results['validation_results']"
         )
-    figure = Plot(figsize=(WIDTH, 5.6), layout="constrained")
-    grid = figure.add_gridspec(2, 3, height_ratios=(2.6, 1), width_ratios=(1, 1, 0.9))
+    figure = Plot(figsize=(WIDTH, 5.2), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(3.4, 1), width_ratios=(1, 1, 0.9))
     title = [e["id"], drawable(e["concept"]), e["verdict"].replace("_", " "), f"score {number(e['score'], 2)}"]
     figure.suptitle("   ".join(title), x=0.01, ha="left", fontweight="bold", fontsize=11.5)
-    turned = "" if e["pole"] == "+" else " (negative activation)"
+    turned = "" if e["pole"] == "+" else " by negative a"
     poles = [(e["top_tokens"], "promoted" + turned, BLUE), (e.get("opposite_tokens", []), "suppressed", ORANGE)]
     for column, (tokens, text, color) in enumerate(poles):
         axes = figure.add_subplot(grid[0, column])
@@ -321,7 +332,12 @@ def vector_card(results: Mapping[str, Any], vector: str | None = None) -> Figure
     axes = figure.add_subplot(grid[1, :])
     axes.set_axis_off()
     a = e["activation"]
-    lines = [f"fires on {a['firing_rate']:.1%} of the tokens, largest |activation| {a['max_abs']:.3g}; strongest:"]
+    low, high = (number(x, 2) for x in e["ci95"])
+    lines = [
+        f"selectivity {number(e['selectivity'])} [{low}, {high}] nats, q {number(e['q_value'])}, "
+        f"n = {e['n_concept_prompts']} concept and {e['n_unrelated_prompts']} unrelated prompts",
+        f"fires on {a['firing_rate']:.1%} of the corpus, largest |a| {a['max_abs']:.3g}; strongest activations a:",
+    ]
     lines += [f"{value:+.2f}  {drawable(text, 88)}" for text, value in a["contexts"][:4]]
     axes.text(0, 1, "\n".join(lines), va="top", fontsize=8.5, color=MUTED, linespacing=1.5)
     return figure
@@ -331,6 +347,16 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "funnel": funnel, "score_distribution": score_distribution, "concept_distribution": concept_distribution,
     "layer_by_concept": layer_by_concept, "drops": drops, "dose_response": dose_response, "vector_card": vector_card,
 }  # fmt: skip
+
+
+NOTHING = {  # what a figure says where its numbers are not in the document
+    "score_distribution": "Nothing was scored: run Stage 2.",
+    "concept_distribution": "Nothing was scored: run Stage 2.",
+    "layer_by_concept": "No candidate was tested, so there is nothing to draw.",
+    "drops": "No candidate was measured, so there is nothing to draw.",
+    "dose_response": "No vector was validated, so there is nothing to draw.",
+    "vector_card": "No candidate was tested, so there is nothing to draw.",
+}
 
 
 def measured(results: Mapping[str, Any]) -> list[str]:

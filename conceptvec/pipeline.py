@@ -7,12 +7,16 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from conceptvec.concepts import load_concepts
 from conceptvec.config import Config, parse_layers
+from conceptvec.errors import RequestError
+from conceptvec.preflight import preflight
 from conceptvec.results import Results, load_results
 from conceptvec.store import RunFolder
+
+if TYPE_CHECKING:
+    from conceptvec.models import Model
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +31,21 @@ def run(config: Config) -> Results:
         RequestError: the request is bad (nothing was changed).
         RunError: the run failed; what was finished is kept.
     """
-    load_concepts(config.concepts)  # a bad file should fail before a model is loaded
+    plan = preflight(config)  # before anything is downloaded or loaded
+    for note in plan["warnings"]:
+        logger.warning(note)
+    if plan["problems"]:
+        raise RequestError("; ".join(plan["problems"]))
     import torch
 
     from conceptvec.extraction import extract
-    from conceptvec.models import choose_device, load_model
+    from conceptvec.models import load_model
     from conceptvec.scoring import score
     from conceptvec.validation import validate
 
     watch = Watch()
     model = load_model(config)
-    parse_layers(config.layers, model.n_layers)
-    folder = config.folder(model.device.type)
-    parts = RunFolder(folder, config, model.facts(), processes(choose_device(config.device)))
+    parts = open_run(model, config)
     watch.lap("load")
     candidates = extract(model, config, parts)
     watch.lap("extraction")
@@ -55,14 +61,38 @@ def run(config: Config) -> Results:
     results.document["resources"] = {"peak_memory_bytes": peak_memory()}
     if model.device.type == "cuda":
         results.document["resources"]["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    save_run(results, model, config, parts)
+    return results
+
+
+def open_run(model: Model, config: Config) -> RunFolder:
+    """The run folder of a configuration: what is finished there is used again, what comes is kept.
+
+    Raises:
+        RequestError: the folder belongs to another configuration or model, or the layers are not the model's.
+    """
+    from conceptvec.models import choose_device
+
+    parse_layers(config.layers, model.n_layers)
+    folder = config.folder(model.device.type)
+    return RunFolder(folder, config, model.facts(), processes(choose_device(config.device)))
+
+
+def save_run(results: Results, model: Model, config: Config, parts: RunFolder) -> Path:
+    """Write results, validated vectors and figures into the run folder (the first of several processes does).
+
+    Returns:
+        the path of the results file.
+    """
+    path = results_path(parts.path, model.device.type)
     if parts.rank == 0:
-        results.save(results_path(folder, model.device.type))
-        export_vectors(model, config, results, folder / "concept_vectors.safetensors")
         from conceptvec.figures import save_figures
 
-        save_figures(results, folder / "figures")
+        results.save(path)
+        export_vectors(model, config, results, parts.path / "concept_vectors.safetensors")
+        save_figures(results, parts.path / "figures")
     parts.barrier()
-    return results
+    return path
 
 
 def results_path(folder: Path, device: str) -> Path:
@@ -70,7 +100,7 @@ def results_path(folder: Path, device: str) -> Path:
     return folder / f"concept_vector_results_{device}.json"
 
 
-def export_vectors(model: Any, config: Config, results: Results, path: Path) -> None:
+def export_vectors(model: Model, config: Config, results: Results, path: Path) -> None:
     """Write the validated vectors, sign of the pole applied, and their readout directions (n, H) as safetensors."""
     import json
 

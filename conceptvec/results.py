@@ -96,7 +96,7 @@ class Results(Mapping[str, Any]):
                 "validation_flops": None,
                 "parameters_examined": candidates.total * model.hidden_size,
             },
-            "timings": {}, "resources": {},
+            "timings": {}, "resources": {}, "agreement": dict(candidates.agreement),
             "concept_distribution": {},
             "candidate_distribution": _count(scored.entries, names) if scored else {},
             "labels": scored.labels if scored else {},
@@ -114,6 +114,12 @@ class Results(Mapping[str, Any]):
         path = Path(path)
         write_atomic(path, (text + "\n").encode("utf-8"))
         return path
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write one self-contained HTML file: summary, figures, a table to search and sort, a card per vector."""
+        from conceptvec.report import to_html
+
+        return to_html(self.document, path)
 
     @property
     def validated(self) -> list[dict[str, Any]]:

@@ -53,7 +53,8 @@ class Scored:
     """The concept candidates and what the scorer said of everything else.
 
     Attributes:
-        entries: one dict per concept candidate (id, layer, neuron, pole, concept, score, score_components, top_tokens).
+        entries: one dict per concept candidate (id, layer, neuron, pole, concept, score, score_components, top_tokens,
+            opposite_tokens).
         labels: number of poles per answer.
         others: groups of coherent poles outside the concepts.
         null: what the null directions gave.
@@ -267,9 +268,11 @@ def _entry(
     p: Projections, row: int, pole: str, tokens: list[str], ids: np.ndarray, values: np.ndarray
 ) -> dict[str, Any]:
     neuron = int(p.neurons[row])
+    opposite = (x[row] for x in p.pole("-" if pole == "+" else "+"))
     return {
         "id": vector_id(p.layer, neuron, pole), "layer": p.layer, "neuron": neuron, "pole": pole,
         "top_tokens": [[tokens[i], plain(v)] for i, v in zip(ids, values, strict=True)],
+        "opposite_tokens": [[tokens[i], plain(v)] for i, v in zip(*opposite, strict=True)],
     }  # fmt: skip
 
 

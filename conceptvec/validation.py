@@ -36,9 +36,12 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
         the results of the whole run.
 
     Raises:
-        RunError: a forward pass gives NaN or infinity.
+        RunError: a forward pass gives NaN or infinity, or a sample of damaged passes does not agree with the CPU.
     """
+    from conceptvec.selfcheck import damage_agreement
+
     parts = parts or Parts()
+    checked = damage_agreement(model, config, [p.layer for p in scored.candidates.layers])
     prompts, activations = scored.concepts.prompts(), scored.candidates.activations
     entries = [dict(e) for e in scored.entries if e["concept"] in prompts]
     table = PromptTable.build(model, config, prompts)
@@ -56,7 +59,11 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
         e["activation"] = activations.of(e["layer"], e["neuron"], model)
     entries.sort(key=lambda e: (VERDICTS.index(e["verdict"]), -(e["selectivity"] or 0.0), e["id"]))
     cost = sum((m["cost"] for m in measured), nulls.cost) + _dose_response(experiment, entries, parts)
-    return Results.build(model, config, scored, table, entries, calibration(nulls, table, entries, config.seed), cost)
+    results = Results.build(
+        model, config, scored, table, entries, calibration(nulls, table, entries, config.seed), cost
+    )
+    results.document["agreement"]["damage"] = checked
+    return results
 
 
 def firing(e: Entry, activations: Activations, table: PromptTable, at_end: dict[int, np.ndarray]) -> float:

@@ -1,0 +1,284 @@
+"""Write both notebooks from the one source below, check that they have not drifted from it, or run them.
+
+    python scripts/make_notebooks.py             write both, without outputs
+    python scripts/make_notebooks.py --check     exit 1 where a notebook differs from the source (outputs aside)
+    python scripts/make_notebooks.py --execute   write both with the outputs of one run on the demo model and the CPU
+
+A cell is (name, variant, text): variant "" stands in both notebooks, "mps" or "cuda" in one of them. Names in double
+angle brackets are filled in per notebook; the repository's address comes from pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+ADDRESS = re.search(r'^Repository = "(.+)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)[1]  # type: ignore
+FILES = {"mps": "concept-vectors-gemma3.ipynb", "cuda": "concept-vectors-gemma3-cuda.ipynb"}
+DEMO = {"model": "demo", "device": "cpu"}  # what --execute sets after the parameters cell
+LIMIT = 1_500_000  # bytes of a notebook with its outputs
+TITLES = {"mps": "on Apple Silicon (MPS)", "cuda": "on CUDA (Colab, workstation, cluster)"}
+
+CELLS = [
+    ("title", "", """
+# Concept vectors in Gemma 3, <<title>>
+
+A **value vector** is a column of an MLP's `down_proj`: what one neuron writes into the residual stream. This notebook
+finds the value vectors whose promoted tokens belong to one concept, then damages each of them in real forward passes
+and measures whether the model loses that concept and nothing else. [Code and method](<<address>>)
+
+*The outputs saved in this file come from one run on the small built-in model `demo` on a CPU. Your own run replaces
+them; nothing in them was measured on Gemma's weights.*
+"""),
+    ("badge", "cuda", """
+[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](<<colab>>)
+
+## Install
+
+On Colab the next cell installs the package (choose a GPU runtime first); it replaces nothing that Colab ships, so no
+restart is needed. Elsewhere it does nothing: install with `pip install "conceptvec[notebook] @ git+<<address>>"`.
+"""),
+    ("install", "cuda", """
+import sys
+
+if "google.colab" in sys.modules:
+    !pip install -q "git+<<address>>" || pip install -q "<<address>>/archive/HEAD.zip"
+"""),
+    ("install-mac", "mps", """
+## Install
+
+In a terminal, on macOS 14 or later with Python 3.10 or later:
+`pip install "conceptvec[notebook] @ git+<<address>>"`, then open this notebook with that environment's kernel.
+"""),
+    ("parameters-text", "", """
+## Parameters
+
+All that there is to set. `max_vectors` neurons per layer are drawn at random (`None`: all of them). `concepts` takes
+the path of a concepts file of your own; `None` means the twelve that are built in. `out` is the run folder
+(`None`: `runs/<model>-<device>`).<<drive_text>>
+"""),
+    ("parameters", "", """
+# @title Parameters
+model = "google/gemma-3-1b-it"  # @param ["google/gemma-3-1b-it", "demo"] {allow-input: true}
+device = "<<device>>"  # @param ["<<device>>", "auto", "cpu"] {allow-input: true}
+layers = "all"  # @param {type: "string"}
+max_vectors = 1000  # @param {type: "raw"}
+batch_size = 200  # @param {type: "integer"}
+score_threshold = 0.75  # @param {type: "number"}
+concepts = None  # @param {type: "raw"}
+damage = "noise,zero,mean"  # @param {type: "string"}
+nulls = 300  # @param {type: "integer"}
+seed = 0  # @param {type: "integer"}
+out = None  # @param {type: "raw"}
+<<drive>>"""),
+    ("drive", "cuda", """
+if drive_folder and "google.colab" in sys.modules:
+    from google.colab import drive
+
+    drive.mount("/content/drive")
+    out = f"/content/drive/MyDrive/{drive_folder}"
+"""),
+    ("preflight-text", "", """
+## What will happen, and how long it takes here
+
+Three stages: project every chosen value vector onto the vocabulary, score the token lists, damage the candidates.
+The next cell downloads nothing: it checks memory, time, disk and your access to the model.
+
+Gemma 3 is gated. Accept its licence at <https://huggingface.co/google/gemma-3-1b-it>, then <<login>>. Without access
+set `model = "demo"` above to see everything on the small built-in model; the notebook never switches by itself.
+"""),
+    ("config", "", """
+import conceptvec as cv
+from conceptvec import figures
+from conceptvec.preflight import preflight
+
+config = cv.Config(
+    model=model,
+    device=device,
+    layers=layers,
+    max_vectors=max_vectors,
+    batch_size=batch_size,
+    score_threshold=score_threshold,
+    concepts=concepts,
+    damage=damage,
+    nulls=nulls,
+    seed=seed,
+    out=out,
+)
+print(preflight(config)["text"])
+"""),
+    ("stage1-text", "", """
+## Stage 1: project the value vectors onto the vocabulary
+
+Exact top and bottom tokens of every chosen neuron, and what makes each neuron fire. Finished layers are kept in the
+run folder: run the notebook again after an interruption and it goes on from there.
+"""),
+    ("stage1", "", """
+lm = cv.load_model(config)
+folder = cv.open_run(lm, config)
+candidates = cv.extract(lm, config, folder)
+candidates
+"""),
+    ("stage2-text", "", """
+## Stage 2: which poles stand for a concept
+
+A rule without a language model: distinct words of one concept among the tokens, compared with random directions.
+"""),
+    ("stage2", "", """
+scored = cv.score(candidates, lm, config)
+scored
+"""),
+    ("stage3-text", "", """
+## Stage 3: damage the candidates
+
+Noise, removal and mean replacement of each candidate, on prompts of its concept and of other concepts; the same noise
+on matched null neurons. Drops are log-probability lost on the right answer, in nats per answer token.
+"""),
+    ("stage3", "", """
+results = cv.validate(scored, lm, config, folder)
+results
+"""),
+    ("figures-text", "", """
+## Figures
+"""),
+    ("figure-funnel", "", "figures.funnel(results)"),
+    ("figure-scores", "", "figures.score_distribution(results)"),
+    ("figure-concepts", "", "figures.concept_distribution(results)"),
+    ("figure-layers", "", "figures.layer_by_concept(results)"),
+    ("figure-drops", "", "figures.drops(results)"),
+    ("figure-doses", "", "figures.dose_response(results)"),
+    ("figure-card", "", "figures.vector_card(results)"),
+    ("export-text", "", """
+## Export
+
+Results (JSON), validated vectors (safetensors) and figures (PNG).
+"""),
+    ("export", "", """
+path = cv.save_run(results, lm, config, folder)
+<<download>>print(path)
+"""),
+]  # fmt: skip
+
+_DRIVE = 'drive_folder = ""  # @param {type: "string"}\n'
+_DRIVE_TEXT = """ On Colab, name a `drive_folder` to keep the run in your Google Drive: a lost
+runtime then goes on where it stopped."""
+_DOWNLOAD = """if "google.colab" in sys.modules:
+    from google.colab import files
+
+    files.download(str(path))
+"""
+
+
+def build(variant: str) -> dict[str, Any]:
+    """The notebook of a variant, without outputs."""
+    cuda = variant == "cuda"
+    colab = ADDRESS.replace("https://github.com", "https://colab.research.google.com/github")
+    fill = {
+        "title": TITLES[variant], "address": ADDRESS, "device": variant,
+        "colab": f"{colab}/blob/main/notebooks/{FILES[variant]}",
+        "login": ("on Colab store a token as the secret `HF_TOKEN`, elsewhere run `hf auth login`" if cuda
+                  else "run `hf auth login` in a terminal"),
+        "drive": _DRIVE if cuda else "", "drive_text": _DRIVE_TEXT if cuda else "", "download": _DOWNLOAD if cuda else "",
+    }  # fmt: skip
+    cells = []
+    for name, only, text in CELLS:
+        if only not in ("", variant):
+            continue
+        text = re.sub(r"<<(\w+)>>", lambda m: fill[m[1]], text).strip("\n")
+        cell: dict[str, Any] = {"id": name, "metadata": {}, "source": text.splitlines(keepends=True)}
+        if name.endswith("text") or name in ("title", "badge", "install-mac"):
+            cell |= {"cell_type": "markdown"}
+        else:
+            tags = {"tags": ["parameters"]} if name == "parameters" else {}
+            cell |= {"cell_type": "code", "metadata": tags, "execution_count": None, "outputs": []}
+        cells.append(cell)
+    metadata: dict[str, Any] = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    if cuda:
+        metadata |= {"accelerator": "GPU", "colab": {"provenance": []}}
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def bare(notebook: dict[str, Any]) -> dict[str, Any]:
+    """A notebook without outputs, to compare."""
+    cells = [c | ({"outputs": [], "execution_count": None} if c["cell_type"] == "code" else {})
+             for c in notebook["cells"]]  # fmt: skip
+    return notebook | {"cells": cells}
+
+
+def execute(notebook: dict[str, Any], folder: Path, parameters: dict[str, Any], timeout: int = 900) -> dict[str, Any]:
+    """Run a notebook headless in a folder, with parameters set in a cell after the parameters cell.
+
+    Returns:
+        the notebook as it ran, the added cell included.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    at = next(i for i, c in enumerate(notebook["cells"]) if c["metadata"].get("tags") == ["parameters"])
+    cells = list(notebook["cells"])
+    lines = [f"{k} = {v!r}\n" for k, v in parameters.items()]
+    cells.insert(at + 1, cells[at] | {"id": "injected", "metadata": {}, "source": lines})
+    node = nbformat.reads(json.dumps(notebook | {"cells": cells}), 4)
+    NotebookClient(
+        node, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
+    return json.loads(nbformat.writes(node))
+
+
+def tidy(notebook: dict[str, Any]) -> dict[str, Any]:
+    """An executed notebook as it is committed: no added cell, no widgets (dead in a saved page), no timestamps."""
+    cells = []
+    for cell in notebook["cells"]:
+        if cell["id"] == "injected":
+            continue
+        if cell["cell_type"] == "code":
+            kept = [o for o in cell["outputs"] if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+            tags = {k: v for k, v in cell["metadata"].items() if k == "tags"}
+            cell = cell | {"outputs": kept, "metadata": tags, "execution_count": None}
+            for output in kept:
+                output |= {"execution_count": None} if output["output_type"] == "execute_result" else {}
+        cells.append(cell)
+    return notebook | {"cells": cells, "metadata": {k: v for k, v in notebook["metadata"].items() if k != "widgets"}}
+
+
+def write(path: Path, notebook: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--check", action="store_true", help="exit 1 where a notebook differs from the source")
+    parser.add_argument("--execute", action="store_true", help="run both on the demo model and keep the outputs")
+    parser.add_argument("--out", type=Path, default=ROOT / "notebooks", help="where the notebooks are")
+    args = parser.parse_args()
+    status = 0
+    for variant, name in FILES.items():
+        path, notebook = args.out / name, build(variant)
+        if args.check:
+            if not path.is_file() or bare(json.loads(path.read_text("utf-8"))) != notebook:
+                print(f"{path} differs from its source; run python scripts/make_notebooks.py --execute")
+                status = 1
+            continue
+        if args.execute:
+            with tempfile.TemporaryDirectory() as folder:
+                ran = tidy(execute(notebook, Path(folder), DEMO))
+            notebook = ran | {"metadata": notebook["metadata"]}  # the kernel's own version is of no interest
+        write(path, notebook)
+        size = path.stat().st_size
+        print(f"{path}: {size:,} bytes")
+        status |= size > LIMIT
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
