@@ -251,7 +251,6 @@ class Engine:
         def forward(batch: np.ndarray) -> None:
             rows, width = torch.as_tensor(batch, device=model.device), int(self.lengths[batch].max()) - 1
             hidden = self._embed(self._token_rows(batch)) if entering is None else entering[rows, :width]
-            self._arguments(width)
             kept["entering"] = self._run(hidden, known or 0, layer)
             self._run(kept["entering"], layer, layer + 1)
             for name, x in kept.items():

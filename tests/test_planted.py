@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 import conceptvec as cv
 from conceptvec.results import Results
 from tests.conftest import ANIMALS, COLORS, WORDS, make_hf, make_tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # figures of two concepts
 LAYER, NEURON = 1, 7
 
 
@@ -56,7 +58,7 @@ def concepts() -> dict:
 
 
 def run(tmp_path: Path, planted: bool) -> Results:
-    hf = make_hf(layers=2, intermediate_size=128)
+    hf = make_hf(layers=3, intermediate_size=96)
     if planted:
         plant(hf)
     hf.save_pretrained(tmp_path / "model")
