@@ -82,7 +82,7 @@ def damage_agreement(model: Model, config: Config, layers: Sequence[int]) -> dic
         vector = model.value_vectors(layer)[neuron].float()
         zero, noise = (damages(model, layer, neuron, k, 0.0, 1, 1.0, None, config.seed)[0] for k in ("zero", "noise"))
         rows = [Damage(neuron, 0.0, 0.0, torch.zeros_like(vector)), zero, noise]
-        found.append(engine.measure(engine.state(layer, [neuron]), rows, range(len(prompts) + 1))[0][:, :-1])
+        found.append(engine.measure(engine.state(layer, [neuron]), rows, range(len(prompts) + 1))[:, :-1])
         cases += [(layer, neuron, c) for c in (torch.zeros_like(vector), -vector, noise.direction)]
     measured = np.concatenate(found)  # (9, 3)
     exact = reference(model, prompts, cases)
