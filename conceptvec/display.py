@@ -44,7 +44,7 @@ def summary(document: dict[str, Any]) -> str:
                 "primary damage"
             )
     elif stats["concept_candidates"] is None:
-        lines.append("Stage 1 only: nothing was scored or damaged")
+        lines.append("Stage 1 only, from the weights alone: no activation was measured, nothing was scored or damaged")
     else:
         lines.append(f"Stages 1 and 2 only, nothing was damaged: {_listed(document['candidate_distribution'])}")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -76,11 +77,15 @@ class Model:
         """The factor folded into the readout: float32 (hidden_size,)."""
         scale = torch.ones(self.hidden_size, dtype=torch.float32, device=self.device)
         if fold in ("both", "final"):
-            scale = scale * (self.family.norm_offset + self.norm.weight.detach().float())
+            scale = scale * (self.family.norm_offset + self.norm_weight("norm").float())
         if fold == "both" and self.family.post_norm:
-            weight = getattr(self.layers[layer], self.family.post_norm).weight
-            scale = scale * (self.family.norm_offset + weight.detach().float())
+            weight = self.norm_weight(f"layers.{layer}.{self.family.post_norm}")
+            scale = scale * (self.family.norm_offset + weight.float())
         return scale
+
+    def norm_weight(self, name: str) -> torch.Tensor:
+        """The weight of a norm of the decoder, such as ``norm`` or ``layers.0.post_feedforward_layernorm``."""
+        return self.decoder.get_submodule(name).weight.detach()
 
     def mlp_written(self, layer: int, mlp_output: torch.Tensor) -> torch.Tensor:
         """What the layer adds to the residual stream for an MLP output (..., H)."""
@@ -100,14 +105,11 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over configuration and all parameters: names the weights that a result belongs to."""
-        digest = hashlib.sha256(
-            json.dumps([self.vocab_size, self.hidden_size, self.n_layers, str(self.dtype)]).encode()
-        )
-        for name, p in sorted(self.hf.named_parameters()):
-            digest.update(name.encode())
-            digest.update(p.detach().contiguous().cpu().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """SHA-256 over dimensions and the text decoder's parameters: names the weights that a result belongs to."""
+        tensors = dict(self.decoder.named_parameters())
+        if self.unembedding.data_ptr() != self.decoder.get_input_embeddings().weight.data_ptr():
+            tensors["lm_head.weight"] = self.unembedding
+        return fingerprint(self, sorted(tensors.items()))
 
     def facts(self) -> dict[str, Any]:
         """The `model` part of the results."""
@@ -116,6 +118,18 @@ class Model:
             "layers": self.n_layers, "hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size,
             "vocab_size": self.vocab_size, "dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device),
         }  # fmt: skip
+
+
+def fingerprint(model: Model, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over a model's dimensions and its tensors (sorted by the decoder's names) in the model's precision."""
+    digest = hashlib.sha256(
+        json.dumps([model.vocab_size, model.hidden_size, model.n_layers, str(model.dtype)]).encode()
+    )
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        for rows in tensor.detach().split(2**14):  # a precision is changed, a device read, a part at a time
+            digest.update(rows.to("cpu", model.dtype).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def choose_device(name: str) -> torch.device:
@@ -146,8 +160,8 @@ def demo_folder() -> Path:
     return Path(str(resources.files("conceptvec") / "data" / "demo"))
 
 
-def load_model(config: Config) -> Model:
-    """Load `config.model` in its final precision on its device.
+def open_model(config: Config) -> tuple[str, dict[str, Any], Any, Family, Any]:
+    """What precedes the weights: source, keyword arguments for it, its configuration, family and tokenizer.
 
     Raises:
         RequestError: no such model, no access to it, or a family that is not supported.
@@ -155,14 +169,9 @@ def load_model(config: Config) -> Model:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
-    device = choose_device(config.device)
-    dtype, reason = choose_dtype(config.dtype, device)
-    logger.info("%s in %s on %s: %s", config.model, dtype, device, reason)
     source = str(demo_folder()) if config.model == "demo" else config.model
     if config.model != "demo" and source.startswith((".", "/", "~")) and not Path(source).is_dir():
         raise RequestError(f"--model: no folder at {source!r}; give demo, a Hugging Face id or a model folder")
-    # 4.50-4.55 know only torch_dtype, later versions warn about it.
-    old = tuple(int(x) for x in transformers.__version__.split(".")[:2]) < (4, 56)
     kwargs: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     try:
         hf_config = transformers.AutoConfig.from_pretrained(source, **kwargs)
@@ -171,18 +180,37 @@ def load_model(config: Config) -> Model:
             raise RequestError(
                 f"--model: {config.model} is of the family {hf_config.model_type!r}; supported: {', '.join(FAMILIES)}"
             )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **kwargs)
+        return source, kwargs, hf_config, family, transformers.AutoTokenizer.from_pretrained(source, **kwargs)
+    except (OSError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(_explain(config.model, error)) from error
+
+
+def load_model(config: Config) -> Model:
+    """Load `config.model` in its final precision on its device.
+
+    Raises:
+        RequestError: no such model, no access to it, or a family that is not supported.
+    """
+    import transformers
+
+    device = choose_device(config.device)
+    dtype, reason = choose_dtype(config.dtype, device)
+    logger.info("%s in %s on %s: %s", config.model, dtype, device, reason)
+    source, kwargs, hf_config, family, tokenizer = open_model(config)
+    # 4.50-4.55 know only torch_dtype, later versions warn about it.
+    old = tuple(int(x) for x in transformers.__version__.split(".")[:2]) < (4, 56)
+    try:
         hf = transformers.AutoModelForCausalLM.from_pretrained(
             source, use_safetensors=True, attn_implementation="eager",
             **{"torch_dtype" if old else "dtype": dtype}, **kwargs,
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        if isinstance(error, RequestError):
-            raise
         raise RequestError(_explain(config.model, error)) from error
     hf: Any = hf.to(device)  # type: ignore[arg-type]
     hf = hf.eval().requires_grad_(False)
-    return Model(hf, tokenizer, config.model, getattr(hf.config, "_commit_hash", None), family, device, dtype)
+    return Model(hf, tokenizer, config.model, getattr(hf_config, "_commit_hash", None), family, device, dtype)
 
 
 def _explain(model: str, error: Exception) -> str:

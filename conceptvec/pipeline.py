@@ -34,9 +34,12 @@ def run(config: Config) -> Results:
     from conceptvec.models import choose_device, load_model
     from conceptvec.scoring import score
     from conceptvec.validation import validate
+    from conceptvec.weights import load_weights
 
     watch = Watch()
-    model = load_model(config)
+    model = (
+        load_weights(config) if config.stages == (1,) else load_model(config)
+    )  # the projection needs no forward pass
     parse_layers(config.layers, model.n_layers)
     folder = config.folder(model.device.type)
     parts = RunFolder(folder, config, model.facts(), processes(choose_device(config.device)))
@@ -52,7 +55,10 @@ def run(config: Config) -> Results:
         results = Results.partial(model, config, candidates, scored)
     parts.finish()
     results.document["timings"] = watch.laps
-    results.document["resources"] = {"peak_memory_bytes": peak_memory()}
+    repeated, full = (sum(int(p.fallbacks[i]) for p in candidates.layers) for i in (0, 1))
+    results.document["resources"] = {
+        "peak_memory_bytes": peak_memory(), "readouts_repeated": repeated, "readouts_ranked_in_full": full,
+    }  # fmt: skip
     if model.device.type == "cuda":
         results.document["resources"]["peak_device_bytes"] = torch.cuda.max_memory_allocated()
     if parts.rank == 0:
