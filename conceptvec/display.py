@@ -44,7 +44,7 @@ def summary(document: dict[str, Any]) -> str:
                 "primary damage"
             )
     elif stats["concept_candidates"] is None:
-        lines.append("Stage 1 only: nothing was scored or damaged")
+        lines.append("Stage 1 only, from the weights alone: no activation was measured, nothing was scored or damaged")
     else:
         lines.append(f"Stages 1 and 2 only, nothing was damaged: {_listed(document['candidate_distribution'])}")
     return "\n".join(lines)
@@ -88,6 +88,8 @@ def checks_table(found: dict[str, Any]) -> str:
          f"{c['allowed']:.0e}", "ok" if c["ok"] else f"WRONG {printable(c['problem'] or '')}"]
         for c in found["checks"]
     ]  # fmt: skip
+    from tabulate import tabulate
+
     table = tabulate(body, ("check", "shapes", "difference", "allowed", ""), disable_numparse=True)
     said = "computes correctly" if found["ok"] else "computes WRONGLY: use --device cpu, or another version of torch"
     return f"{table}\n\n{found['device']} in {found['dtype']} ({found['why']}) {said}"

@@ -49,12 +49,23 @@ class Batch:
                 start = rows.stop
                 continue
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = str(error).splitlines()[0][:120] if str(error) else "MemoryError"
+                reason = _reason(error)
             # Outside of the handler: the traceback no longer holds the failed batch's tensors.
             self._halve(rows.stop - rows.start, reason)
         return out
+
+    def run(self, compute: Callable[[int], T]) -> T:
+        """`compute` with the batch size, again from the start with half of it where memory runs out.
+
+        Raises:
+            RunError: not even one row fits into memory.
+        """
+        while True:
+            try:
+                return compute(self.size)
+            except (RuntimeError, MemoryError) as error:
+                reason = _reason(error)
+            self._halve(self.size, reason)
 
     def _halve(self, tried: int, reason: str) -> None:
         if tried <= 1:
@@ -65,6 +76,13 @@ class Batch:
         self.size = tried // 2
         logger.warning("out of memory: going on with %d instead of %d %s at a time", self.size, tried, self.what)
         empty_caches()
+
+
+def _reason(error: Exception) -> str:
+    """The first words of an out-of-memory error; any other is raised again."""
+    if not is_out_of_memory(error):
+        raise error
+    return str(error).splitlines()[0][:120] if str(error) else "MemoryError"
 
 
 def empty_caches() -> None:

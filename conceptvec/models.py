@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,8 @@ ARCHITECTURE = (
     "head_dim", "rms_norm_eps", "sliding_window", "query_pre_attn_scalar", "attn_logit_softcapping",
     "final_logit_softcapping", "tie_word_embeddings",
 )  # fmt: skip
+
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 @dataclass
@@ -66,11 +69,15 @@ class Model:
         """The factor folded into the readout: float32 (hidden_size,)."""
         scale = torch.ones(self.hidden_size, dtype=torch.float32, device=self.device)
         if fold in ("both", "final"):
-            scale = scale * (self.family.norm_offset + self.norm.weight.detach().float())
+            scale = scale * (self.family.norm_offset + self.norm_weight("norm").float())
         if fold == "both" and self.family.post_norm:
-            weight = getattr(self.layers[layer], self.family.post_norm).weight
-            scale = scale * (self.family.norm_offset + weight.detach().float())
+            weight = self.norm_weight(f"layers.{layer}.{self.family.post_norm}")
+            scale = scale * (self.family.norm_offset + weight.float())
         return scale
+
+    def norm_weight(self, name: str) -> torch.Tensor:
+        """The weight of a norm of the decoder, such as ``norm`` or ``layers.0.post_feedforward_layernorm``."""
+        return self.decoder.get_submodule(name).weight.detach()
 
     def mlp_written(self, layer: int, mlp_output: torch.Tensor) -> torch.Tensor:
         """What the layer adds to the residual stream for an MLP output (..., H)."""
@@ -90,20 +97,11 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all that decides a result: architecture, vocabulary, rotary frequencies and every weight.
-
-        The same in every version of transformers; of a multimodal model the text decoder alone counts.
-        """
-        config = self.hf.config.get_text_config()
-        shape = {name: getattr(config, name, None) for name in ARCHITECTURE}
-        frequencies = {b.cpu().float().numpy().tobytes() for n, b in self.decoder.named_buffers() if "inv_freq" in n}
-        digest = hashlib.sha256(json.dumps([shape, str(self.dtype), self.n_layers], default=str).encode())
-        digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
-        digest.update(b"".join(sorted(frequencies)))
-        for name, p in [*sorted(self.decoder.named_parameters()), ("unembedding", self.unembedding)]:
-            digest.update(name.encode())
-            digest.update(p.detach().contiguous().cpu().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """SHA-256 over all that decides a result: see `fingerprint`."""
+        tensors = dict(self.decoder.named_parameters())
+        if self.unembedding.data_ptr() != self.decoder.get_input_embeddings().weight.data_ptr():
+            tensors["lm_head.weight"] = self.unembedding
+        return fingerprint(self, self.hf.config.get_text_config(), sorted(tensors.items()))
 
     def facts(self) -> dict[str, Any]:
         """The `model` part of the results."""
@@ -113,6 +111,21 @@ class Model:
             "vocab_size": self.vocab_size, "dtype": str(self.dtype).removeprefix("torch."), "why_dtype": self.why,
             "device": str(self.device),
         }  # fmt: skip
+
+
+def fingerprint(model: Model, config: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over architecture, vocabulary and tensors (sorted by the decoder's names) in the model's precision.
+
+    The same in every version of transformers; of a multimodal model the text decoder alone counts.
+    """
+    shape = {name: getattr(config, name, None) for name in ARCHITECTURE}
+    digest = hashlib.sha256(json.dumps([shape, str(model.dtype), model.n_layers], default=str).encode())
+    digest.update(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode())
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        for rows in tensor.detach().split(2**14):  # a precision is changed, a device read, a part at a time
+            digest.update(rows.to("cpu", model.dtype).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def choose_device(name: str) -> torch.device:
@@ -178,21 +191,16 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
     # 4.50-4.55 know only torch_dtype, later versions warn about it.
     old = tuple(int(x) for x in transformers.__version__.split(".")[:2]) < (4, 56)
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, attn_implementation="eager", output_loading_info=True,
-            **{"torch_dtype" if old else "dtype": dtype}, **local,
+            **{"torch_dtype" if old else "dtype": dtype}, **LOCAL,
         )  # fmt: skip
     except Exception as error:  # configurations and tokenizers break in as many ways as there are files
         if is_out_of_memory(error):
             raise
-        text = " ".join(str(error).split())[:300]
-        raise RequestError(
-            f"--model: {folder} could not be loaded ({type(error).__name__}: {text}); its files do not fit together, "
-            "so fetch them again"
-        ) from error
+        raise unloadable(folder, error) from error
     hf, report = loaded
     wrong = [*map(str, report["mismatched_keys"]), *map(str, report["error_msgs"])]
     if wrong or report["missing_keys"]:
@@ -203,6 +211,15 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             "Nothing is ever filled in at random; fetch the files again."
         )
     return tokenizer, hf
+
+
+def unloadable(folder: Path, error: Exception) -> RequestError:
+    """What to say of a model folder that transformers cannot read."""
+    text = " ".join(str(error).split())[:300]
+    return RequestError(
+        f"--model: {folder} could not be loaded ({type(error).__name__}: {text}); its files do not fit together, so "
+        "fetch them again"
+    )
 
 
 def check_finite(x: torch.Tensor, layer: int) -> None:

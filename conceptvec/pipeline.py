@@ -44,9 +44,11 @@ def run(config: Config) -> Results:
     from conceptvec.models import load_model
     from conceptvec.scoring import score
     from conceptvec.validation import validate
+    from conceptvec.weights import load_weights
 
     watch = Watch()
-    model = load_model(config)
+    streamed = config.stages == (1,)  # the projection needs no forward pass
+    model = load_weights(config) if streamed else load_model(config)
     parts = open_run(model, config)
     watch.lap("load")
     candidates = extract(model, config, parts)
@@ -60,7 +62,10 @@ def run(config: Config) -> Results:
         results = Results.partial(model, config, candidates, scored)
     parts.finish()
     results.document["timings"] = watch.laps
-    results.document["resources"] = {"peak_memory_bytes": peak_memory()}
+    repeated, full = (sum(int(p.fallbacks[i]) for p in candidates.layers) for i in (0, 1))
+    results.document["resources"] = {
+        "peak_memory_bytes": peak_memory(), "readouts_repeated": repeated, "readouts_ranked_in_full": full,
+    }  # fmt: skip
     if model.device.type == "cuda":
         results.document["resources"]["peak_device_bytes"] = torch.cuda.max_memory_allocated()
     save_run(results, model, config, parts)

@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 from conceptvec import lexicon as lex
 from conceptvec.concepts import ConceptSet, load_concepts
 from conceptvec.config import Config
-from conceptvec.extraction import Candidates, Projections, Projector, null_directions
+from conceptvec.extraction import Candidates, Projections, null_directions
+from conceptvec.projection import Projector
 from conceptvec.store import plain
 
 if TYPE_CHECKING:
@@ -261,9 +262,8 @@ def _histogram(scores: np.ndarray) -> np.ndarray:
 def _null_lists(model: Model, projector: Projector, layer: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Both poles of the layer's null directions: (2·n, k) token ids, and their readouts' kurtosis."""
     directions = null_directions(model, layer, config.fold, NULL_DIRECTIONS, config.seed)
-    parts = [[t.cpu().numpy() for t in projector(d)] for d in directions.split(config.batch_size)]
-    top, bottom, kurtosis = (np.concatenate([p[i] for p in parts]) for i in (0, 2, 6))
-    return np.concatenate([top, bottom]), np.concatenate([kurtosis, kurtosis])
+    found = projector(directions, config.batch_size)
+    return torch.cat([found.top_ids, found.bottom_ids]).numpy(), found.kurtosis.repeat(2).numpy()
 
 
 def vector_id(layer: int, neuron: int, pole: str) -> str:
