@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--all", action="store_true", help="every tested candidate")
     tokens = command("score-tokens", "score a bare list of tokens, most promoted first, without a model")
     tokens.add_argument("tokens", nargs="+", metavar="TOKEN")
-    tokens.add_argument("--concepts", help="a concepts file (default: the built-in twelve)")
+    tokens.add_argument("--concepts", help="a .json or .txt file, or birds=robin,eagle (default: the built-in twelve)")
     return parser
 
 
