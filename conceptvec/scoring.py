@@ -161,10 +161,11 @@ class Scorer:
         coherence = self.coherence(ids, hard.first)
         percentile = np.searchsorted(null, coherence) / len(null) if null is not None else np.zeros(len(ids))
         margin = self._margin(ids, hard.first)
-        label = np.where(rival | (score >= self.threshold / 2), -2, -1)
+        label = np.where(score >= self.threshold / 2, -2, -1)
         words, real = central(ids, hard.first)
         whole = (self.fragment[words] & real).sum(1) <= real.sum(1) / 2
         label = np.where((percentile >= COHERENT) & whole, -4, label)
+        label = np.where(rival, -2, label)
         label = np.where(hard.repeated >= lex.LEXICAL, -3, label)
         label = np.where((score >= self.threshold) & (hard.concept >= 0), hard.concept, label)
         components = {

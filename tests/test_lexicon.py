@@ -126,7 +126,13 @@ def test_a_word_of_two_concepts_counts_for_neither() -> None:
 
 
 def test_capitals_count_half_unless_all_are() -> None:
-    assert [LEXICON.find(t)[2] for t in (" penguins", " Penguins", " PENGUINS", " January", " Hund")] == [1, 0.5, 1, 1, 1]
+    assert [LEXICON.find(t)[2] for t in (" penguins", " Penguins", " PENGUINS", " January", " Hund")] == [
+        1,
+        0.5,
+        1,
+        1,
+        1,
+    ]
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -248,7 +254,9 @@ def stratified(rng: random.Random, known: list[str], unknown: list[str], per_ten
     made: list[str] = []
     for i in range(n // 10):
         a, b = per_ten
-        ten = [known[(i * a + x) % len(known)] for x in range(a)] + [unknown[(i * b + x) % len(unknown)] for x in range(b)]
+        ten = [known[(i * a + x) % len(known)] for x in range(a)] + [
+            unknown[(i * b + x) % len(unknown)] for x in range(b)
+        ]
         ten += ["".join(rng.choices("bcdfghjklmnpqrstvwxz", k=5)) for _ in range(10 - a - b)]
         made += rng.sample(ten, 10)
     return [rng.choice((w, f" {w}", f"▁{w}")) for w in made]
