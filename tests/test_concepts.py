@@ -111,7 +111,7 @@ BIRDS = {"keywords": ["robin"], "prompts": None}
         ({"concepts": {" ": BIRDS}}, "reserved or empty"),
         ({"concepts": {"lexical": BIRDS}}, "reserved or empty"),
         ({"concepts": {"birds": BIRDS}, "neutral_prompts": [1]}, r"neutral_prompts\[0\]: got int"),
-        ('{"concepts": {"birds": {"keywords": ["a1"], "keywords": ["b1"], "prompts": null}}}', "'keywords' appears twice"),
+        ('{"concepts": {"birds": {"keywords": ["a"], "keywords": ["b"], "prompts": null}}}', "'keywords' appears"),
         ('{"concepts": {"birds": {"keywords": ["\\ud800x"], "prompts": null}}}', r"keywords\[0\]"),
     ],
 )  # fmt: skip

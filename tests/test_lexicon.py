@@ -29,14 +29,15 @@ LISTS = json.loads(Path(__file__).with_name("stage2_lists.json").read_text(encod
 SHARED = Path(__file__).parents[1].parent / "shared" / "data" / "labelled_token_lists.json"
 LABELLED = Path(os.environ.get("CONCEPTVEC_LABELLED_LISTS", SHARED))
 # Function words, sub-word pieces, code: nothing of any concept.
-JUNK = (
-    "the of which would although anything nobody perhaps ability tion ment ously ization endif nullptr getElementById "
-    "</div> ();  ->  ={} unfortunately regarding whereas committee ownership ambiguous foundation Johnson Elizabeth "
-    "Microsoftware publi ungen heit keit который потому чтобы только после даже 但是 因为 可以 所以 ので しかし либо "
-    "aunque mientras nevertheless therefore liability shareholder municipal tribunal lawsuit verdict sheriff statute "
-    "election senator governor ballot bishop chapel prayer parish canvas sculpture violin trombone sonata goalkeeper "
-    "midfielder quarterback referee furniture sofa cupboard curtain blanket jacket trousers sleeve zipper hammer wrench"
-).split()
+JUNK = """
+the of which would although anything nobody perhaps ability tion ment ously ization endif nullptr getElementById
+</div> (); -> ={} unfortunately regarding whereas committee ownership ambiguous foundation Johnson Elizabeth
+Microsoftware publi ungen heit keit который потому чтобы только после
+даже 但是 因为 可以 所以 ので しかし либо aunque mientras
+nevertheless therefore liability shareholder municipal tribunal lawsuit verdict sheriff statute election senator
+governor ballot bishop chapel prayer parish canvas sculpture violin trombone sonata goalkeeper midfielder quarterback
+referee furniture sofa cupboard curtain blanket jacket trousers sleeve zipper hammer wrench
+""".split()  # noqa: SIM905
 
 
 def scored(tokens: list[str]) -> dict[str, Any]:
@@ -236,7 +237,7 @@ def score_all(lexicon: lex.Lexicon, lists: list[list[str]]) -> tuple[np.ndarray,
 
 @pytest.mark.parametrize("k", [10, 50, 200])
 def test_the_length_of_a_list_decides_nothing(k: int) -> None:
-    """True lists (four fifths of the words, a quarter of them unknown to the lexicon) pass at any length; junk never."""
+    """True lists (four fifths words, a quarter of them unknown to the lexicon) pass at any length; junk never."""
     rng = random.Random(k)
     right = total = 0
     for name, pool in POOLS.items():
@@ -249,7 +250,7 @@ def test_the_length_of_a_list_decides_nothing(k: int) -> None:
 
 
 def stratified(rng: random.Random, known: list[str], unknown: list[str], per_ten: tuple[int, int], n: int) -> list[str]:
-    """n tokens of which every ten hold so many known and unknown words of a concept; the rest is junk."""
+    """Tokens of which every ten hold so many known and unknown words of a concept; the rest is junk."""
     known, unknown = rng.sample(known, len(known)), rng.sample(unknown, len(unknown))
     made: list[str] = []
     for i in range(n // 10):
@@ -330,7 +331,8 @@ def test_any_text_gets_a_score(tokens: list[str]) -> None:
 
 def test_the_command_is_quick_and_loads_no_torch() -> None:
     code = (
-        "import sys, conceptvec.cli as c; s = c.main(['score-tokens', '--json', '--', ' dog', '-katze', '狗', 'zzyzx']);"
+        "import sys, conceptvec.cli as c;"
+        "s = c.main(['score-tokens', '--json', '--', ' dog', '-katze', '狗', 'zzyzx']);"
         "assert 'torch' not in sys.modules; sys.exit(s)"
     )
     used = []

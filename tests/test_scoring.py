@@ -75,23 +75,27 @@ def test_the_answers() -> None:
     assert answer(scorer, ANIMALS[:4] + COLORS[:4])[0] == "mixed"
 
 
+TWO = ConceptSet((Concept("animals", {"en": tuple(ANIMALS)}), Concept("colors", {"en": tuple(COLORS)})), ())
+
+
 def test_unlisted_neighbours_raise_the_share_and_never_the_count() -> None:
-    scorer = make_scorer()
-    assert {scorer.names[c] for c in scorer.soft[ids_of(UNLISTED[10:15])]} == {"animals"}
+    scorer = make_scorer(TWO)
+    near = [w for w in UNLISTED[10:15] if scorer.soft[ids_of([w])] == 0]  # as near as half of the animals are
+    assert near
     assert (scorer.soft[ids_of(UNLISTED[20:])] == -1).all()
-    _, _, alone = answer(scorer, UNLISTED[10:15] + UNLISTED[20:25])
-    assert alone["words"] == 0
-    _, score, parts = answer(scorer, ANIMALS[:3] + UNLISTED[10:15] + UNLISTED[20:25])
-    assert parts["share"] > parts["lexicon_share"] > 0
+    assert answer(scorer, near + UNLISTED[20:25])[2]["words"] == 0
+    _, score, parts = answer(scorer, ANIMALS[:3] + near + UNLISTED[20:22])
+    assert parts["share"] > parts["lexicon_share"] > 0.3
     assert parts["words"] == 3
     assert score == 0.75  # three words, however near the rest is
 
 
 def test_a_word_of_two_concepts_is_no_soft_hit_either() -> None:
-    base = [Concept("animals", {"en": (*ANIMALS, UNLISTED[10])}), Concept("colors", {"en": (*COLORS, UNLISTED[10])})]
-    scorer = make_scorer(ConceptSet(tuple(base), ()))
-    assert scorer.soft[ids_of([UNLISTED[10]])] == -1
-    assert scorer.soft[ids_of([UNLISTED[11]])] == 0
+    word = next(w for w in UNLISTED[10:15] if make_scorer(TWO).soft[ids_of([w])] == 0)
+    both = [Concept(c.name, {"en": (*c.words["en"], word)}) for c in TWO.concepts]
+    scorer = make_scorer(ConceptSet(tuple(both), ()))
+    assert scorer.soft[ids_of([word])] == -1
+    assert scorer.hit[ids_of([word])] == 0
 
 
 def test_components_are_what_they_say() -> None:
@@ -137,7 +141,7 @@ def test_groups_of_other_are_named_by_what_their_lists_share() -> None:
     assert found[0]["name"] == ", ".join(found[0]["tokens"][:3])
 
 
-def random_demo(intermediate: int = 200, seed: int = 0) -> Model:
+def random_demo(intermediate: int = 100, seed: int = 0) -> Model:
     """A Gemma 3 of random weights with the demo's vocabulary and width."""
     folder = resources.files("conceptvec").joinpath("data", "demo")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
@@ -165,7 +169,7 @@ def test_random_weights_find_nothing() -> None:
             reached += int((scorer(p.pole(pole)[0], p.kurtosis).label >= 0).sum())
             poles += len(p.neurons)
     print(f"random weights: {reached} of {poles} poles reach the threshold")
-    assert poles == 800
+    assert poles == 400
     assert reached <= 0.01 * poles
 
 
