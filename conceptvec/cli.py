@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", metavar="FILE", help="the HTML file (default: report.html beside the results)")
     tokens = command("score-tokens", "score a bare list of tokens, most promoted first, without a model")
     tokens.add_argument("tokens", nargs="+", metavar="TOKEN")
-    tokens.add_argument("--concepts", help="a concepts file (default: the built-in twelve)")
+    tokens.add_argument("--concepts", help="a .json or .txt file, or birds=robin,eagle (default: the built-in twelve)")
     check = command("selfcheck", "whether this device computes correctly")
     _add_options(check, MODEL_OPTIONS)
     return parser
