@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
@@ -28,7 +29,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def summary(document: dict[str, Any]) -> str:
     """The closing lines of a run."""
     stats, model = document["pipeline_stats"], document["model"]
-    lines = [f"{model['id']} on {model['device']} in {model['dtype']}: {stats['total_candidates']:,} neurons examined"]
+    lines = [f"{printable(model['id'])} on {model['device']} in {model['dtype']}: {stats['total_candidates']:,} neurons examined"]
     if stats["concept_candidates"] is not None:
         lines[0] += f", {stats['concept_candidates']} concept candidates"
     if stats["tested_vectors"] is not None:
@@ -82,12 +83,15 @@ def table(document: dict[str, Any], limit: int | None = ROWS) -> str:
 
 def html(rows: list[list[Any]], headers: tuple[str, ...] | list[str]) -> str:
     """A plain, escaped HTML table."""
-    return str(tabulate(rows, headers, tablefmt="html", disable_numparse=True))
+    table = str(tabulate(rows, headers, tablefmt="html", disable_numparse=True))
+    for tag in ("th", "td"):  # Jupyter aligns cells to the right unless told otherwise
+        table = table.replace(f"<{tag}>", f'<{tag} style="text-align: left">')
+    return table
 
 
 def results_html(document: dict[str, Any]) -> str:
     """Results in a notebook cell."""
-    lines = "<br>".join(summary(document).splitlines())
+    lines = "<br>".join(escape(summary(document)).splitlines())
     return f"<p>{lines}</p>{html(rows(document), HEADERS)}"
 
 
@@ -110,6 +114,6 @@ def scored_html(scored: Scored) -> str:
         [e["id"], e["concept"], number(e["score"], 2), printable(" ".join(t.strip() for t, _ in e["top_tokens"][:8]))]
         for e in scored.entries[:ROWS]
     ]
-    return f"<p>{len(scored.entries)} concept candidates; answers: {_listed(scored.labels)}</p>" + html(
+    return f"<p>{len(scored.entries)} concept candidates; answers: {escape(_listed(scored.labels))}</p>" + html(
         body, ("vector", "concept", "score", "tokens")
     )
