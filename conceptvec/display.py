@@ -29,7 +29,9 @@ def number(value: float | None, digits: int = 3) -> str:
 def summary(document: dict[str, Any]) -> str:
     """The closing lines of a run."""
     stats, model = document["pipeline_stats"], document["model"]
-    lines = [f"{printable(model['id'])} on {model['device']} in {model['dtype']}: {stats['total_candidates']:,} neurons examined"]
+    lines = [
+        f"{printable(model['id'])} on {model['device']} in {model['dtype']}: {stats['total_candidates']:,} neurons examined"
+    ]
     if stats["concept_candidates"] is not None:
         lines[0] += f", {stats['concept_candidates']} concept candidates"
     if stats["tested_vectors"] is not None:
@@ -85,7 +87,7 @@ def html(rows: list[list[Any]], headers: tuple[str, ...] | list[str]) -> str:
     """A plain, escaped HTML table."""
     table = str(tabulate(rows, headers, tablefmt="html", disable_numparse=True))
     for tag in ("th", "td"):  # Jupyter aligns cells to the right unless told otherwise
-        table = table.replace(f"<{tag}>", f'<{tag} style="text-align: left">')
+        table = table.replace(f"<{tag}>", f'<{tag} style="text-align: left; padding-right: 1em">')
     return table
 
 

@@ -73,7 +73,8 @@ def test_nothing_validated_or_tested_is_said_not_drawn(tmp_path: Path) -> None:
 def test_tokens_without_a_font_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "_font_of", lambda ch: "DejaVu Sans" if ord(ch) < 0x250 else None)
     assert figures.drawable(" dog") == "dog"
-    assert figures.drawable(" 狗") == "[Cjk U+72D7]"
+    assert figures.drawable(" 狗") == "[CJK U+72D7]"
+    assert figures.drawable(" कुत्ता", 16) == "[DEVAN U+0915…]"
     assert figures.drawable(" 🐶") == "[dog face]"
     assert figures.drawable("\x1b[31m").isprintable()
     assert len(figures.drawable(HOSTILE)) <= 26
