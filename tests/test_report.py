@@ -97,7 +97,7 @@ def test_optional_fields_are_shown_and_nothing_is_needed(tmp_path: Path) -> None
 
 
 def test_report_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Results(document()).save(tmp_path / "concept_vector_results_cpu.json")
+    Results(document([])).save(tmp_path / "concept_vector_results_cpu.json")
     assert cli.main(["report", str(tmp_path)]) == 0
     assert (tmp_path / "report.html").is_file() and str(tmp_path / "report.html") in capsys.readouterr().out
     assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "new" / "x.html")]) == 0
