@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def number(value: float | None, digits: int = 3) -> str:
 def summary(document: dict[str, Any]) -> str:
     """The closing lines of a run."""
     stats, model = document["pipeline_stats"], document["model"]
-    lines = [f"{model['id']} on {model['device']} in {model['dtype']}: {stats['total_candidates']:,} neurons examined"]
+    lines = [
+        f"{printable(model['id'])} on {model['device']} in {model['dtype']}: {stats['total_candidates']:,} neurons examined"
+    ]
     if stats["concept_candidates"] is not None:
         lines[0] += f", {stats['concept_candidates']} concept candidates"
     if stats["tested_vectors"] is not None:
@@ -99,12 +102,15 @@ def html(rows: list[list[Any]], headers: tuple[str, ...] | list[str]) -> str:
     """A plain, escaped HTML table."""
     from tabulate import tabulate
 
-    return str(tabulate(rows, headers, tablefmt="html", disable_numparse=True))
+    table = str(tabulate(rows, headers, tablefmt="html", disable_numparse=True))
+    for tag in ("th", "td"):  # Jupyter aligns cells to the right unless told otherwise
+        table = table.replace(f"<{tag}>", f'<{tag} style="text-align: left; padding-right: 1em">')
+    return table
 
 
 def results_html(document: dict[str, Any]) -> str:
     """Results in a notebook cell."""
-    lines = "<br>".join(summary(document).splitlines())
+    lines = "<br>".join(escape(summary(document)).splitlines())
     return f"<p>{lines}</p>{html(rows(document), HEADERS)}"
 
 
@@ -127,6 +133,6 @@ def scored_html(scored: Scored) -> str:
         [e["id"], e["concept"], number(e["score"], 2), printable(" ".join(t.strip() for t, _ in e["top_tokens"][:8]))]
         for e in scored.entries[:ROWS]
     ]
-    return f"<p>{len(scored.entries)} concept candidates; answers: {_listed(scored.labels)}</p>" + html(
+    return f"<p>{len(scored.entries)} concept candidates; answers: {escape(_listed(scored.labels))}</p>" + html(
         body, ("vector", "concept", "score", "tokens")
     )

@@ -75,8 +75,8 @@ def drawable(text: str, width: int = 26) -> str:
     if missing:
         names = [unicodedata.name(ch, "unnamed") for ch in missing]
         known = [n.lower() for ch, n in zip(missing, names, strict=True) if unicodedata.category(ch) == "So"]
-        codes = " ".join(f"U+{ord(ch):04X}" for ch in missing[:3]) + ("…" if len(missing) > 3 else "")
-        text = "[" + (known[0] if known else f"{names[0].split()[0].title()} {codes}") + "]"
+        code = f"{names[0].split()[0][:5]} U+{ord(missing[0]):04X}" + ("…" if len(missing) > 1 else "")
+        text = f"[{known[0] if known else code}]"
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
@@ -318,7 +318,7 @@ def vector_card(results: Mapping[str, Any], vector: str | None = None) -> Figure
             axes.set_axis_off()
             continue
         axes.barh(range(len(tokens[:14])), [abs(v) for _, v in tokens[:14]], color=color, height=0.7)
-        _concept_axis(axes, [drawable(t, 14) for t, _ in tokens[:14]])
+        _concept_axis(axes, [drawable(t, 16) for t, _ in tokens[:14]])
         axes.set_xlabel("|readout|")
     axes = figure.add_subplot(grid[0, 2])
     axes.set_title("damage", loc="left", fontsize=10)
@@ -326,6 +326,7 @@ def vector_card(results: Mapping[str, Any], vector: str | None = None) -> Figure
         found = [(i, d[key]) for i, d in enumerate(e["damage"].values()) if d[key] is not None]
         axes.bar([i + shift for i, _ in found], [v for _, v in found], width=0.38, color=color, label=key.split("_")[0])
     axes.axhline(0, color=INK, lw=0.8)
+    axes.margins(y=0.22)  # room for the legend
     axes.set_xticks(range(len(e["damage"])), list(e["damage"]))
     axes.set_ylabel("drop (nats per answer token)")
     axes.legend(fontsize=8)

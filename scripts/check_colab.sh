@@ -10,7 +10,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:-$(mktemp -d)}
 python=${2:-python3}
 versions="torch==2.13.0 transformers==5.15.0 accelerate==1.14.0 numpy==2.1.3 matplotlib==3.10.0 seaborn==0.13.2
- ipywidgets==7.7.1 tqdm==4.67.3 ipython==7.34.0 ipykernel==6.17.1"
+ ipywidgets==7.7.1 tqdm==4.67.3 ipython==7.34.0 ipykernel==6.17.1 notebook==6.5.7"
 
 "$python" -m venv "$folder/venv"
 pip="$folder/venv/bin/python -m pip --disable-pip-version-check"

@@ -99,4 +99,5 @@ def test_notebook_runs_from_start_to_end(variant: str, tmp_path: Path, monkeypat
     pictures = [o for c in shown["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(pictures) >= 5
     assert "neurons examined" in json.dumps(shown)  # the plain closing line of Stage 3
+    assert "%|" not in json.dumps(shown)  # no bar that a saved page shows unfinished
     assert "injected" not in {c["id"] for c in shown["cells"]}
