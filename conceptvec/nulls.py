@@ -12,7 +12,7 @@ import torch
 from conceptvec import statistics as stats
 from conceptvec.experiment import Experiment, PromptTable
 from conceptvec.store import Parts, Task, plain
-from conceptvec.verdict import EFFECT_FLOOR, MAX_Q, SPECIFICITY
+from conceptvec.verdict import EFFECT_FLOOR, FIRING_SHARE, MAX_Q, SPECIFICITY
 
 if TYPE_CHECKING:
     from conceptvec.models import Model
@@ -50,6 +50,7 @@ def selectivity(drops: np.ndarray, table: PromptTable, concept: str) -> dict[str
 
 def choose_nulls(
     entries: Sequence[Entry],
+    matched: Sequence[Entry],
     norms: dict[int, np.ndarray],
     strength: dict[int, np.ndarray],
     names: Sequence[str],
@@ -62,6 +63,7 @@ def choose_nulls(
 
     Args:
         entries: the candidates.
+        matched: those of them that the nulls are matched to.
         norms: layer → ‖d_j‖ (I,).
         strength: layer → mean |a_j| over each concept's prompts (C, I).
         names: the concepts, in the order of `strength`.
@@ -73,7 +75,7 @@ def choose_nulls(
         return np.log(np.maximum(x, 1e-12))
 
     queues = []
-    for e in entries:
+    for e in matched:
         c, ranked = names.index(e["concept"]), []
         norm, mean = log(norms[e["layer"]][e["neuron"]]), log(strength[e["layer"]][c, e["neuron"]])
         for layer in sorted(norms):
@@ -109,8 +111,10 @@ def measure_nulls(
         for layer, a in at_end.items()
     }
     norms = {n: torch.linalg.vector_norm(model.value_vectors(n).float(), dim=1).cpu().numpy() for n in at_end}
-    keys = choose_nulls(entries, norms, strength, names, experiment.config.nulls)
-    prompts = table.controls(sorted({e["concept"] for e in entries}))
+    # What does not fire is not tested, so it needs no nulls of its own.
+    matched = [e for e in entries if e["firing_share"] >= FIRING_SHARE]
+    keys = choose_nulls(entries, matched, norms, strength, names, experiment.config.nulls)
+    prompts = table.controls(sorted({e["concept"] for e in matched}))
     tasks: list[Task] = []
     for layer in sorted({layer for layer, _ in keys}):
         mine = tuple(j for at, j in keys if at == layer)
