@@ -133,7 +133,7 @@ def calibrate(model: Model, config: Config, vectors: int = 100, planted: int = 2
     concepts = [names[i % len(names)] for i in range(max(vectors, planted))]
     random = _as_candidates(drawn, concepts, activations, table, at_end)
     measured = measure(experiment, random, Parts())
-    nulls = measure_nulls(model, experiment, random, at_end, Parts())
+    nulls = measure_nulls(model, experiment, random, at_end, Parts(), everywhere=True)
     judge(random, measured, nulls, experiment)
 
     rows, strongest = [], []
@@ -234,7 +234,8 @@ def table(document: dict[str, Any]) -> str:
     groups = [("random neurons", document["random"]), ("permuted labels", document["permuted"])]
     groups += [(f"planted, strength {row['strength']:g}", row) for row in document["planted"]]
     body = [
-        [name, g["vectors"], g["tested"], g["validated"], f"{g['rate']:.1%}", f"{g['ci95'][0]:.1%} … {g['ci95'][1]:.1%}",
+        [name, g["vectors"], g["tested"], g["validated"], f"{g['rate']:.1%}",
+         f"{g['ci95'][0]:.1%} … {g['ci95'][1]:.1%}",
          g["validated_uncorrected"], f"{g['concept_drop']:.3f}" if "concept_drop" in g else ""]
         for name, g in groups
     ]  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 
 from conceptvec.config import Config
 from conceptvec.damage import Damage, Engine, State, damages
-from conceptvec.store import Arrays
+from conceptvec.store import Arrays, plain
 from conceptvec.verdict import hopeless
 
 if TYPE_CHECKING:
@@ -66,6 +66,21 @@ class PromptTable:
             neutral = rng.permutation(self.concept("neutral"))
             chosen += [int(i) for i in neutral[: max(0, UNRELATED - len(chosen))]]
         return sorted(chosen)
+
+    def knowledge(self, prompts: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """How well the model knows every answer, and which prompts the rule leaves out."""
+        return {
+            name: {
+                "prompts": len(at), "known": int(self.known[at].sum()), "median_log_p": plain(np.median(self.clean[at])),
+                "median_rank": plain(np.median(self.rank[at])),
+                "answers": [
+                    {"prompt": p.prompt, "answer": p.answer, "log_p": plain(self.clean[i]), "rank": int(self.rank[i]),
+                     "known": bool(self.known[i])}
+                    for p, i in zip(prompts[name], at, strict=True)
+                ],
+            }
+            for name, at in self.groups.items()
+        }  # fmt: skip
 
     @property
     def concepts(self) -> list[str]:

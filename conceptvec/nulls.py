@@ -32,7 +32,8 @@ class Nulls:
     def statistics(self, table: PromptTable, concept: str, own: set[tuple[int, int]]) -> np.ndarray:
         """The null distribution for one concept, without that concept's own candidates."""
         usable = np.array([key not in own for key in self.keys], bool)
-        return selectivity(self.drops, table, concept)["t"][usable]
+        t = selectivity(self.drops, table, concept)["t"]
+        return t[usable & np.isfinite(t)]
 
 
 def selectivity(drops: np.ndarray, table: PromptTable, concept: str) -> dict[str, np.ndarray]:
@@ -92,8 +93,9 @@ def choose_nulls(
 
 
 def measure_nulls(
-    model: Model, experiment: Experiment, entries: Sequence[Entry], at_end: dict[int, np.ndarray], parts: Parts
-) -> Nulls:
+    model: Model, experiment: Experiment, entries: Sequence[Entry], at_end: dict[int, np.ndarray], parts: Parts,
+    everywhere: bool = False,
+) -> Nulls:  # fmt: skip
     """Choose the null neurons and damage them.
 
     Args:
@@ -102,6 +104,7 @@ def measure_nulls(
         entries: the candidates that the nulls are matched to.
         at_end: layer → activations where the answers are predicted (P, I).
         parts: keeps finished parts.
+        everywhere: measure them on the prompts of all concepts, not only of those that are tested.
     """
     table = experiment.table
     names = table.concepts
@@ -114,7 +117,7 @@ def measure_nulls(
     # What does not fire is not tested, so it needs no nulls of its own.
     matched = [e for e in entries if e["firing_share"] >= FIRING_SHARE]
     keys = choose_nulls(entries, matched, norms, strength, names, experiment.config.nulls)
-    prompts = table.controls(sorted({e["concept"] for e in matched}))
+    prompts = table.controls(names if everywhere else sorted({e["concept"] for e in matched}))
     tasks: list[Task] = []
     for layer in sorted({layer for layer, _ in keys}):
         mine = tuple(j for at, j in keys if at == layer)
@@ -133,7 +136,7 @@ def calibration(nulls: Nulls, table: PromptTable, entries: Sequence[Entry], seed
     Each null is given one concept, in turn (none that it is a candidate of), and compared with the other nulls.
     """
     own = {(e["concept"], e["layer"], e["neuron"]) for e in entries}
-    tested = sorted({e["concept"] for e in entries if e["n_unrelated_prompts"] and e["n_concept_prompts"]})
+    tested = sorted({e["concept"] for e in entries if e["p_value"] is not None})
     values = {name: selectivity(nulls.drops, table, name) for name in tested}
     points, p = [], []
     for i, (layer, neuron) in enumerate(nulls.keys):
