@@ -5,10 +5,11 @@
    its own concept.
 2. **Permuted labels**: the same neurons, and planted ones of full strength, where the prompts of all concepts have
    been dealt out anew. Everything validated is false.
-3. **Planted vectors** of growing strength s, in memory alone: a vector along the concept's unembedding direction is
-   written by an activation that fires on the concept's prompts (and at a tenth of that, with random sign, elsewhere)
+3. **Planted vectors** of growing strength s, in memory alone: a vector along the concept's unembedding direction (its
+   answers less what the model expects in their place) is written by an activation that fires on the concept's prompts (and at a tenth of that, with random sign, elsewhere)
    with s times the norm of the MLP output there. The planted model is the clean one, and the planted vector is
-   damaged. What is validated is true.
+   damaged. What is validated is true. Too strong a vector overshoots: where removing it makes the answers likelier, it
+   is rightly not validated.
 
 Each group is judged together with the random neurons, so that the correction for many tests has both kinds to face.
 """
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STRENGTHS = (0.05, 0.1, 0.2, 0.5, 1.0)  # norm of what is planted relative to the MLP output
+STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.4)  # norm of what is planted relative to the MLP output
 BACKGROUND = 0.1  # activation of a planted vector off its concept, relative to that on it
 
 
@@ -67,9 +68,7 @@ class Planted(Experiment):
     def _neuron(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The value vector (H,), of the layer's mean norm, and the activations (P, T)."""
         model, engine, table = self.model, self.table.engine, self.table
-        answers = sorted({int(engine.ids[p, engine.starts[p]]) for p in table.groups[self.concept]})
-        rows = model.unembedding.float()
-        direction = rows[torch.tensor(answers, device=rows.device)].mean(0) - rows.mean(0)
+        direction = concept_direction(self)
         scale = model.fold_scale(self.layer, "both")
         direction = direction / torch.where(scale.abs() < 1e-3, torch.ones_like(scale), scale)
         vector = direction / torch.linalg.vector_norm(direction)
@@ -105,7 +104,22 @@ class Planted(Experiment):
         }  # fmt: skip
 
 
-def calibrate(model: Model, config: Config, vectors: int = 100, planted: int = 24) -> dict[str, Any]:
+def concept_direction(planted: Planted) -> torch.Tensor:
+    """What is missing for the concept's answers (H,): their unembedding rows less what the model expects instead.
+
+    It is the gradient of the mean log-probability of the answers with respect to the normalised final state, so a
+    step along it raises the answers of the whole concept.
+    """
+    model, engine, total = planted.model, planted.table.engine, 0.0
+    rows = model.unembedding.float()
+    for p, log_p in engine.clean_distribution(planted.table.concept(planted.concept)).items():
+        total = total + rows[engine.ids[p, engine.starts[p]]] - log_p.exp() @ rows
+    return torch.as_tensor(total)
+
+
+def calibrate(
+    model: Model, config: Config, vectors: int = 100, planted: int = 24, strengths: Sequence[float] = STRENGTHS
+) -> dict[str, Any]:
     """Measure false-validation rate and power of Stage 3.
 
     Args:
@@ -113,6 +127,7 @@ def calibrate(model: Model, config: Config, vectors: int = 100, planted: int = 2
         config: damage kinds, noise, draws, nulls, seed, batch_size, layers, concepts.
         vectors: random neurons.
         planted: planted vectors per strength, spread over concepts and layers.
+        strengths: norms of what is planted, relative to the MLP output.
 
     Returns:
         a document with ``random``, ``permuted`` (rates with 95 % intervals) and ``planted`` (one row per strength).
@@ -138,7 +153,7 @@ def calibrate(model: Model, config: Config, vectors: int = 100, planted: int = 2
 
     rows, strongest = [], []
     places = [(layers[i % len(layers)], concepts[i]) for i in range(planted)]
-    for strength in STRENGTHS:
+    for strength in strengths:
         made = [Planted(experiment, layer, concept, strength) for layer, concept in sorted(places)]
         entries = [p.entry() for p in made]
         found = [_one(p, e) for p, e in zip(made, entries, strict=True)]
