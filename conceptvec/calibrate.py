@@ -6,10 +6,10 @@
 2. **Permuted labels**: the same neurons, and planted ones of full strength, where the prompts of all concepts have
    been dealt out anew. Everything validated is false.
 3. **Planted vectors** of growing strength s, in memory alone: a vector along the concept's unembedding direction (its
-   answers less what the model expects in their place) is written by an activation that fires on the concept's prompts (and at a tenth of that, with random sign, elsewhere)
-   with s times the norm of the MLP output there. The planted model is the clean one, and the planted vector is
-   damaged. What is validated is true. Too strong a vector overshoots: where removing it makes the answers likelier, it
-   is rightly not validated.
+   answers less what the model expects in their place) is written by an activation that fires on the concept's prompts
+   (and at a tenth of that, with random sign, elsewhere) with s times the norm of the MLP output there. The planted
+   model is the clean one, and the planted vector is damaged. What is validated is true. Too strong a vector
+   overshoots: where removing it makes the answers likelier, it is rightly not validated.
 
 Each group is judged together with the random neurons, so that the correction for many tests has both kinds to face.
 """
