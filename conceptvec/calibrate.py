@@ -5,11 +5,11 @@
    its own concept.
 2. **Permuted labels**: the same neurons, and planted ones of full strength, where the prompts of all concepts have
    been dealt out anew. Everything validated is false.
-3. **Planted vectors** of growing strength s, in memory alone: a vector along the concept's unembedding direction (its
-   answers less what the model expects in their place) is written by an activation that fires on the concept's prompts
-   (and at a tenth of that, with random sign, elsewhere) with s times the norm of the MLP output there. The planted
-   model is the clean one, and the planted vector is damaged. What is validated is true. Too strong a vector
-   overshoots: where removing it makes the answers likelier, it is rightly not validated.
+3. **Planted vectors** of growing strength s, in memory alone, in the upper half of the layers: a vector along the
+   concept's unembedding direction (its answers less what the model expects in their place) is written by an activation
+   that fires on the concept's prompts (and at a tenth of that, with random sign, elsewhere) with s times the norm of
+   the MLP output there. The planted model is the clean one, and the planted vector is damaged. What is validated is
+   true. Too strong a vector overshoots: where removing it makes the answers likelier, it is rightly not validated.
 
 Each group is judged together with the random neurons, so that the correction for many tests has both kinds to face.
 """
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.4)  # norm of what is planted relative to the MLP output
+STRENGTHS = (0.05, 0.1, 0.2, 0.25, 0.3)  # norm of what is planted relative to the MLP output
 BACKGROUND = 0.1  # activation of a planted vector off its concept, relative to that on it
 
 
@@ -152,7 +152,8 @@ def calibrate(
     judge(random, measured, nulls, experiment)
 
     rows, strongest = [], []
-    places = [(layers[i % len(layers)], concepts[i]) for i in range(planted)]
+    upper = layers[len(layers) // 2 :]  # an unembedding direction means what it says near the output
+    places = [(upper[i % len(upper)], concepts[i]) for i in range(planted)]
     for strength in strengths:
         made = [Planted(experiment, layer, concept, strength) for layer, concept in sorted(places)]
         entries = [p.entry() for p in made]
