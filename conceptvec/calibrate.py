@@ -1,8 +1,8 @@
 """``conceptvec calibrate``: Stage 3 tests itself on the model at hand.
 
 1. **Random neurons**, drawn as if they were candidates (random concept, the pole that fires more), go through the
-   same measurements and the same judge. What is validated is false, except for the rare neuron that was drawn with
-   its own concept.
+   same measurements and the same judge. A neuron whose readout speaks of the concept (`_speaks_of`) is not drawn for
+   it: it may be a true one. What is validated is false.
 2. **Permuted labels**: the same neurons, and planted ones of full strength, where the prompts of all concepts have
    been dealt out anew. Everything validated is false.
 3. **Planted vectors** of growing strength s, in memory alone, in the upper half of the layers: a vector along the
@@ -144,8 +144,14 @@ def calibrate(
     experiment = Experiment(model, config, table, activations.mean)
     at_end = table.engine.at_answers(layers)
     rng = np.random.default_rng([config.seed, 20])
-    drawn = [(int(rng.choice(layers)), int(rng.integers(model.intermediate_size))) for _ in range(vectors)]
     concepts = [names[i % len(names)] for i in range(max(vectors, planted))]
+    drawn: list[tuple[int, int]] = []
+    for concept in concepts[:vectors]:
+        for _ in range(100):
+            place = int(rng.choice(layers)), int(rng.integers(model.intermediate_size))
+            if not _speaks_of(model, table, *place, concept):
+                break
+        drawn.append(place)
     random = _as_candidates(drawn, concepts, activations, table, at_end)
     measured = measure(experiment, random, Parts())
     nulls = measure_nulls(model, experiment, random, at_end, Parts(), everywhere=True)
@@ -181,6 +187,15 @@ def calibrate(
         "permuted": _rate(again + entries) | {"p_values": [e["p_value"] for e in again + entries]},
         "planted": rows,
     }  # fmt: skip
+
+
+def _speaks_of(model: Model, table: PromptTable, layer: int, neuron: int, concept: str) -> bool:
+    """Whether the neuron's readout has the concept's answers, as a group, among its 5 % most extreme tokens."""
+    ids, starts = table.engine.ids, table.engine.starts
+    answers = sorted({int(ids[p, starts[p]]) for p in table.groups[concept]})
+    readout = model.unembedding.float() @ (model.value_vectors(layer)[neuron].float() * model.fold_scale(layer, "both"))
+    share = float((readout < readout[answers].mean()).float().mean())
+    return not 0.05 <= share <= 0.95
 
 
 def _as_candidates(
