@@ -75,6 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     tokens = command("score-tokens", "score a bare list of tokens, most promoted first, without a model")
     tokens.add_argument("tokens", nargs="+", metavar="TOKEN")
     tokens.add_argument("--concepts", help="a concepts file (default: the built-in twelve)")
+    find = command("find", "the value vectors, over all neurons, that promote the given words")
+    find.add_argument("words", nargs="+", metavar="WORD")
+    _add_options(find, (*MODEL_OPTIONS, "layers", "fold"))
+    find.add_argument("--limit", type=int, default=20, help="poles shown (default 20)")
+    find.add_argument("--run", help="search the kept lists of this finished run instead of the weights")
+    bench = command("bench", "the benchmarks, on random weights of the shape of Gemma 3 1B")
+    _add_options(bench, ("device",))
+    bench.add_argument("--vectors", type=int, default=400, help="value vectors projected (default 400)")
     return parser
 
 
@@ -116,7 +124,31 @@ def _score_tokens(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-COMMANDS = {"run": _run, "show": _show, "score-tokens": _score_tokens}
+def _find(args: argparse.Namespace) -> dict[str, Any]:
+    from conceptvec.find import find
+
+    if args.limit < 1:
+        raise RequestError(f"--limit: got {args.limit}, expected a whole number of at least 1")
+    found = find(args.words, _config(args), args.limit, args.run)
+    if not args.json:
+        from conceptvec.display import found_table
+
+        print(found_table(found))
+    return found
+
+
+def _bench(args: argparse.Namespace) -> dict[str, Any]:
+    from conceptvec.bench import bench
+
+    found = bench(_config(args).device, args.vectors)
+    if not args.json:
+        from tabulate import tabulate
+
+        print(tabulate([(f"{part}.{k}", v) for part, d in found.items() for k, v in d.items()], disable_numparse=True))
+    return found
+
+
+COMMANDS = {"run": _run, "show": _show, "score-tokens": _score_tokens, "find": _find, "bench": _bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

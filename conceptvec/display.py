@@ -112,3 +112,23 @@ def scored_html(scored: Scored) -> str:
     return f"<p>{len(scored.entries)} concept candidates; answers: {_listed(scored.labels)}</p>" + html(
         body, ("vector", "concept", "score", "tokens")
     )
+
+
+def found_table(found: dict[str, Any]) -> str:
+    """What `find` found, as text."""
+    forms = "; ".join(f"{w}: {printable(' | '.join(t))}" for w, t in found["words"].items())
+    body = [
+        [
+            f["id"], number(f["standing"], 1), number(f["strength"], 1),
+            ", ".join(f"{printable(w['token'].strip())} #{w['rank']}" for w in f["words"].values()),
+            printable(" ".join(t.strip() for t, _ in f["top_tokens"][:8])),
+        ]
+        for f in found["results"]
+    ]  # fmt: skip
+    table = tabulate(
+        body, ("vector", "standing", "strength", "best form and its rank", "tokens"), disable_numparse=True
+    )
+    return (
+        f"{found['neurons_examined']:,} neurons of {found['model']}, forms {forms}\n\n{table}\n\nStrength: the words' "
+        "mean readout in standard deviations of the neuron's own; standing: that, against its layer's neurons."
+    )
