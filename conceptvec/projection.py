@@ -4,7 +4,7 @@ For a direction d the readout is ``z_t = E_t · d`` over the shown tokens t. No 
 
 1. The vocabulary is cut into chunks whose part of the readout stays in the cache. A chunk's product is taken in the
    **preselection precision**: bfloat16 where the processor has units for it, float32 elsewhere.
-2. Blocks of 32 tokens are reduced to their extremes. Only blocks that reach past the `keep` best tokens so far are
+2. Blocks of 16 tokens are reduced to their extremes. Only blocks that reach past the `keep` best tokens so far are
    looked into; their tokens are merged into these. Variance, skew and kurtosis come from power sums about the mean
    ``d · mean(E)``, taken while the chunk is in the cache.
 3. The survivors' values are computed again in float64 and rounded to float32 **correctly**: where the float64 error
@@ -31,7 +31,7 @@ import torch
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-BLOCK = 32  # tokens per block extreme
+BLOCK = 16  # tokens per block extreme
 COLUMNS = {"cpu": 8192, "mps": 65_536, "cuda": 65_536}  # tokens per chunk, where the readout's part fits the cache
 SPARE = {torch.float32: 14, torch.bfloat16: 110}  # survivors beyond k that guard against rounding
 MORE = {torch.float32: 200}  # the same where a row is repeated
