@@ -35,9 +35,8 @@ def number(value: float | None, digits: int = 3) -> str:
 def summary(document: dict[str, Any]) -> str:
     """The closing lines of a run."""
     stats, model = document["pipeline_stats"], document["model"]
-    lines = [
-        f"{printable(model['id'])} on {model['device']} in {model['dtype']}: {stats['total_candidates']:,} neurons examined"
-    ]
+    where = f"{printable(model['id'])} on {model['device']} in {model['dtype']}"
+    lines = [f"{where}: {stats['total_candidates']:,} neurons examined"]
     if stats["concept_candidates"] is not None:
         lines[0] += f", {stats['concept_candidates']} concept candidates"
     if stats["tested_vectors"] is not None:

@@ -35,7 +35,7 @@ from conceptvec.weights import load_weights
 SHOWN_TOKENS = 15
 
 
-def word_forms(words: Sequence[str], texts: Sequence[str], masked: np.ndarray) -> dict[str, list[int]]:
+def word_forms(words: Sequence[str], texts: list[str], masked: np.ndarray) -> dict[str, list[int]]:
     """The tokens that are a form of each word: word → ids.
 
     Raises:
@@ -149,7 +149,7 @@ def _from_run(run: Path, model: Model, targets: np.ndarray) -> Source:
 
 def _describe(
     found: list[dict[str, Any]], model: Model, projector: Projector, fold: str, forms: dict[str, list[int]],
-    texts: Sequence[str],
+    texts: list[str],
 ) -> None:  # fmt: skip
     """Add to each pole its top tokens and every word's best form with its rank among all shown tokens."""
     if not found:
