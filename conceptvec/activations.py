@@ -93,7 +93,7 @@ def _context(model: Model, passage: str, at: int, width: int = 12) -> str:
 def read_corpus(path: str | None) -> list[str]:
     """The passages, one per line."""
     if path is None:
-        text = resources.files("conceptvec").joinpath("data", "corpus.txt").read_text(encoding="utf-8")
+        text = (resources.files("conceptvec") / "data" / "corpus.txt").read_text(encoding="utf-8")
     else:
         try:
             text = Path(path).read_text(encoding="utf-8-sig")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -78,17 +80,23 @@ def _parser() -> argparse.ArgumentParser:
     tokens = command("score-tokens", "score a bare list of tokens, most promoted first, without a model")
     tokens.add_argument("tokens", nargs="+", metavar="TOKEN")
     tokens.add_argument("--concepts", help="a concepts file (default: the built-in twelve)")
+    check = command("selfcheck", "whether this device computes correctly")
+    _add_options(check, MODEL_OPTIONS)
     return parser
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
+    from conceptvec.display import printable
     from conceptvec.pipeline import results_path, run
 
     config = _config(args)
     if args.dry_run:
         from conceptvec.preflight import preflight
 
-        return preflight(config)
+        plan = preflight(config)
+        if not args.json:
+            print(printable(str(plan), keep="\n"))
+        return plan
     results = run(config)
     where = config.folder(results["model"]["device"].partition(":")[0])
     if not args.json:
@@ -130,12 +138,27 @@ def _score_tokens(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-COMMANDS = {"run": _run, "show": _show, "report": _report, "score-tokens": _score_tokens}
+def _selfcheck(args: argparse.Namespace) -> dict[str, Any]:
+    from conceptvec.display import checks_table
+    from conceptvec.selfcheck import selfcheck
+
+    found = selfcheck(_config(args))
+    if not args.json:
+        print(checks_table(found))
+    return found
+
+
+COMMANDS = {
+    "run": _run, "show": _show, "report": _report, "score-tokens": _score_tokens, "selfcheck": _selfcheck,
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 done, 1 failed, 2 bad request, 130 interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a token shows its number
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         parser = _parser()
         args = parser.parse_args(argv)
@@ -143,12 +166,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-        logging.getLogger("conceptvec").setLevel(logging.INFO)
-        document = COMMANDS[args.command](args)
+        first = os.environ.get("RANK", "0") == "0"  # of several processes only the first talks
+        logging.getLogger("conceptvec").setLevel(logging.INFO if first else logging.ERROR)
+        with contextlib.nullcontext() if first else contextlib.redirect_stdout(None):
+            document = COMMANDS[args.command](args)
+        if not first:
+            return 0
         if getattr(args, "json", False):
-            print(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False))
+            unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+            print(json.dumps(document, ensure_ascii=not unicode, indent=1, allow_nan=False))
         sys.stdout.flush()
-        return 0
+        if document.get("ok", True):
+            return 0
+        return 2 if args.command == "run" else 1  # a plan with problems; a device that failed its checks
     except RequestError as error:
         return _fail(error, 2)
     except RunError as error:
@@ -156,14 +186,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _fail(f"{error}; what was finished is kept. Check disk, folder and network, then run it again", 1)
+    except MemoryError:
+        return _fail("out of memory; what was finished is kept. Run it again with a smaller --batch-size", 1)
     except KeyboardInterrupt:
-        again = (
-            "" if argv[:1] != ["run"] else f" Resume with: conceptvec {' '.join(a for a in argv if a != '--overwrite')}"
-        )
-        return _fail(f"interrupted; what was finished is kept.{again}", 130)
+        again = shlex.join(["conceptvec", *(a for a in argv if a != "--overwrite")])
+        return _fail(f"interrupted; what was finished is kept. {'Resume' if 'run' in argv else 'Again'}: {again}", 130)
 
 
 def _fail(message: object, status: int) -> int:
-    text = " ".join(str(message).split())
-    print(f"conceptvec: {text}", file=sys.stderr)
+    from conceptvec.display import printable
+
+    print(f"conceptvec: {printable(' '.join(str(message).split()))}", file=sys.stderr)
     return status

@@ -51,6 +51,7 @@ class Config:
     noise_sigma: float | None = _option(None, "absolute noise per element instead (the literature uses 0.1)")
     draws: int = _option(5, "noise draws per vector")
     nulls: int = _option(300, "null neurons measured in a run")
+    chat_template: bool = _option(False, "put the prompts into the model's turn of its chat template")
     seed: int = _option(0, "every random draw derives from it")
     out: str | None = _option(None, "the run folder (default runs/<model>-<device>)")
     overwrite: bool = _option(False, "start afresh instead of resuming")

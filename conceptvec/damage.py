@@ -8,13 +8,15 @@ below it. So every damage is an addition, ``(α·a_j + β)·v``:
 * **mean**: α=−1, β=ā_j (the mean activation over the corpus), v=d_j.
 
 Everything up to the damaged MLP is computed once; the layers above are replayed on rows that each carry their own
-prompt and damage; only the positions that predict an answer are unembedded. Prompts are padded on the right: under
-causal attention what follows a position cannot reach it.
+prompt and damage; only the positions that predict an answer are unembedded, and only they pass the last MLP. Prompts
+are padded on the right: under causal attention what follows a position cannot reach it.
+
+Memory, besides the model: three states (P, T, H) of all prompts, and what `batch_size` rows need in one layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,13 +26,15 @@ import torch
 
 from conceptvec.activations import capturing
 from conceptvec.concepts import Prompt
-from conceptvec.errors import RequestError
+from conceptvec.errors import RequestError, RunError
+from conceptvec.memory import Batch
 from conceptvec.models import check_finite
 
 if TYPE_CHECKING:
     from conceptvec.models import Model
 
 LOGIT_ROWS = 64  # positions unembedded at a time
+CHAT_REQUEST = "Complete the sentence."  # what the user's turn asks where the model is prompted by its chat template
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,14 @@ def damages(
     ratio: float,
     sigma: float | None,
     seed: int,
+    vector: torch.Tensor | None = None,
 ) -> list[Damage]:
     """The damages of one kind for one neuron: `draws` for noise, one for zero and mean.
 
-    Noise is drawn on the CPU from a generator that depends on seed, layer, neuron and draw alone.
+    Noise is drawn on the CPU from a generator that depends on seed, layer, neuron and draw alone. `vector` stands in
+    for the neuron's own value vector (H,).
     """
-    vector = model.value_vectors(layer)[neuron].float()
+    vector = model.value_vectors(layer)[neuron].float() if vector is None else vector
     if kind == "zero":
         return [Damage(neuron, -1.0, 0.0, vector)]
     if kind == "mean":
@@ -107,7 +113,10 @@ class State:
     mlp: torch.Tensor  # (P, T, H)
     neurons: dict[int, int]  # neuron → row of activations
     activations: torch.Tensor  # (n, P, T) float32
-    at_end: torch.Tensor  # (P, I) float32: all neurons where the answer's first token is predicted
+
+
+class _Enough(Exception):
+    """Ends a forward pass whose first part was all that was wanted."""
 
 
 class Engine:
@@ -115,19 +124,24 @@ class Engine:
 
     Args:
         model: the model; never written.
-        prompts: prompts with answers; each is tokenised as prompt + answer with the BOS token once.
+        prompts: prompts with answers, each tokenised as prompt + answer with the BOS token once; or ready pairs of
+            token ids and the index at which the answer starts.
         batch_size: rows (one prompt with one damage each) per forward pass.
+        chat: whether the prompts stand in the model's turn of its chat template.
     """
 
-    def __init__(self, model: Model, prompts: Sequence[Prompt], batch_size: int) -> None:
-        self.model, self.batch_size = model, batch_size
-        encoded = [split_answer(model, p) for p in prompts]
-        self.starts = [start for _, start in encoded]
-        self.lengths = [len(ids) for ids, _ in encoded]
-        self.width = max(self.lengths)
-        pad = [ids + [0] * (self.width - len(ids)) for ids, _ in encoded]
+    def __init__(
+        self, model: Model, prompts: Sequence[Prompt | tuple[list[int], int]], batch_size: int, chat: bool = False
+    ) -> None:
+        self.model, self.batch = model, Batch(batch_size, "rows of a forward pass")
+        encoded = [p if isinstance(p, tuple) else split_answer(model, p, chat) for p in prompts]
+        self.starts = np.array([start for _, start in encoded], int)
+        self.lengths = np.array([len(ids) for ids, _ in encoded], int)
+        self.width = int(self.lengths.max()) - 1  # an answer's last token is predicted, never read
+        pad = [ids + [0] * (self.width + 1 - len(ids)) for ids, _ in encoded]
         self.ids = torch.tensor(pad, device=model.device)
         self._replay: dict[int, list[tuple[tuple, dict[str, Any]]]] = {}
+        self._stream: tuple[int, torch.Tensor] | None = None  # a layer and what enters it, all prompts (P, T, H)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -149,177 +163,258 @@ class Engine:
             self._replay[width] = caught
         return self._replay[width]
 
-    def run_above(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Run the layers above `layer` on residual-stream states (R, T, H)."""
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """What enters the first layer: (B, T, H)."""
+        first: list[torch.Tensor] = []
+
+        def catch(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            first.append(args[0] if args else kwargs["hidden_states"])
+            raise _Enough
+
+        handle = self.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            self.model.decoder(input_ids=ids, use_cache=False)
+        except _Enough:
+            pass
+        finally:
+            handle.remove()
+        return first[0]
+
+    def _run(self, hidden: torch.Tensor, first: int, last: int | None = None, check: bool = False) -> torch.Tensor:
+        """Run the layers from `first` to before `last` (default: all the rest) on states (R, T, H)."""
         arguments = self._arguments(hidden.shape[1])
-        for block, (args, kwargs) in zip(self.model.layers[layer + 1 :], arguments[layer + 1 :], strict=True):
-            out = block(hidden, *args, **kwargs)
+        last = self.model.n_layers if last is None else last
+        for layer in range(first, last):
+            args, kwargs = arguments[layer]
+            out = self.model.layers[layer](hidden, *args, **kwargs)
             hidden = out[0] if isinstance(out, tuple) else out
+            if check:
+                check_finite(hidden, layer)
         return hidden
 
-    def cost(self, layer: int, prompts: Sequence[int], damaged: int) -> np.ndarray:
-        """Work of `measure`: [layer-tokens replayed above the layer, positions unembedded]."""
-        tokens = sum(self.lengths[p] for p in prompts)
-        answers = sum(self.lengths[p] - self.starts[p] for p in prompts)
-        return np.array([damaged * tokens * (self.model.n_layers - 1 - layer), damaged * answers], np.float64)
+    def _run_to_answers(self, hidden: torch.Tensor, first: int, prompts: np.ndarray) -> torch.Tensor:
+        """Run the layers from `first` on and return the states that predict answers, one per token (N, H)."""
+        row, at = self._predicting(prompts)
+        self._arguments(hidden.shape[1])  # a forward pass of its own, before the hook
+        handle = None
+        if len(row) == len(prompts) and first < self.model.n_layers:
+            # One answer position per row: the last MLP need see no other. What it writes is then broadcast over the
+            # row's positions, right at the one that is read.
+            handle = self.model.layers[-1].mlp.register_forward_pre_hook(lambda _, args: (args[0][row, at][:, None],))
+        try:
+            states = self._run(hidden, first)[row, at]
+        finally:
+            if handle is not None:
+                handle.remove()
+        if not torch.isfinite(states).all():
+            self._run(hidden, first, check=True)
+            check_finite(states, self.model.n_layers - 1)
+        return states
 
-    def _rows(self, pairs: np.ndarray) -> Iterator[np.ndarray]:
-        """Batches of (damage, prompt) pairs, prompts of like length together."""
-        lengths = np.array(self.lengths)[pairs[:, 1]]
-        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0], lengths))]
-        for start in range(0, len(pairs), self.batch_size):
-            yield pairs[start : start + self.batch_size]
+    def _predicting(self, prompts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and positions whose next token belongs to an answer, row by row: (N,), (N,)."""
+        found = [(i, at - 1) for i, p in enumerate(prompts) for at in range(self.starts[p], self.lengths[p])]
+        row, at = torch.tensor(found, device=self.ids.device).T
+        return row, at
+
+    def cost(self, layer: int, prompts: Sequence[int] | np.ndarray, damaged: int = 1) -> np.ndarray:
+        """Work of damaged rows: [layer-tokens replayed above the layer, positions unembedded]."""
+        lengths, starts = self.lengths[list(prompts)], self.starts[list(prompts)]
+        tokens = (lengths - 1).sum() * (self.model.n_layers - 1 - layer)
+        return np.array([damaged * tokens, damaged * (lengths - starts).sum()], np.float64)
+
+    def _map(self, prompts: np.ndarray, compute: Callable[[np.ndarray], None]) -> None:
+        """`compute` over batches of positions in `prompts`, prompts of like length together."""
+        order = np.argsort(self.lengths[prompts], kind="stable")
+        self.batch.map(len(order), lambda rows: compute(order[rows]))
+
+    def _token_rows(self, prompts: np.ndarray) -> torch.Tensor:
+        """Ids that a batch reads: (B, T)."""
+        return self.ids[torch.as_tensor(prompts, device=self.ids.device), : int(self.lengths[prompts].max()) - 1]
 
     @torch.inference_mode()
     def state(self, layer: int, neurons: Sequence[int]) -> State:
-        """The clean state at one layer, for damages of the given neurons."""
-        model, block = self.model, self.model.layers[layer]
-        kept: dict[str, list[torch.Tensor]] = {"residual": [], "mlp": [], "a": []}
-        own = torch.as_tensor(list(neurons), dtype=torch.long, device=model.device)
-        start = torch.tensor(self.starts, device=model.device)
-        handles = [
-            getattr(block, model.family.mlp_norm).register_forward_pre_hook(lambda _, x: kept["residual"].append(x[0])),
-            block.mlp.register_forward_hook(lambda _, __, y: kept["mlp"].append(y)),
-        ]
-        some, ends = [], []
+        """The clean state at one layer, for damages of the given neurons.
 
-        def use(_: int, a: torch.Tensor) -> None:
-            some.append(a[:, :, own].float().permute(2, 0, 1))
-            ends.append(a[torch.arange(len(a)), start[rows] - 1].float())
+        What enters the layer is kept, so that a sweep over rising layers runs every layer once or twice.
+        """
+        model, block = self.model, self.model.layers[layer]
+        known, entering = self._stream if self._stream and self._stream[0] <= layer else (None, None)
+        own = torch.as_tensor(list(neurons), dtype=torch.long, device=model.device)
+        kept: dict[str, torch.Tensor] = {}
+        handles = [
+            getattr(block, model.family.mlp_norm).register_forward_pre_hook(lambda _, x: kept.update(residual=x[0])),
+            block.mlp.register_forward_hook(lambda _, __, y: kept.update(mlp=y)),
+        ]
+        whole: dict[str, torch.Tensor] = {}
+
+        def forward(batch: np.ndarray) -> None:
+            rows, width = torch.as_tensor(batch, device=model.device), int(self.lengths[batch].max()) - 1
+            hidden = self._embed(self._token_rows(batch)) if entering is None else entering[rows, :width]
+            kept["entering"] = self._run(hidden, known or 0, layer)
+            self._run(kept["entering"], layer, layer + 1)
+            for name, x in kept.items():
+                if name not in whole:
+                    whole[name] = x.new_zeros(len(self), self.width, x.shape[2])
+                whole[name][rows, :width] = x
 
         try:
-            with capturing(model, [layer], use):
-                for rows in torch.arange(len(self), device=model.device).split(self.batch_size):
-                    model.decoder(input_ids=self.ids[rows], use_cache=False)
+            with capturing(model, [layer], lambda _, a: kept.update(a=a[..., own].float())):
+                self._map(np.arange(len(self)), forward)
         finally:
             for handle in handles:
                 handle.remove()
-        state = State(
-            layer, torch.cat(kept["residual"]), torch.cat(kept["mlp"]), {int(n): i for i, n in enumerate(neurons)},
-            torch.cat(some, 1), torch.cat(ends),
-        )  # fmt: skip
-        check_finite(state.residual, layer)
-        check_finite(state.mlp, layer)
-        return state
+        for name in ("residual", "mlp"):
+            check_finite(whole[name], layer)
+        self._stream = (layer, whole["entering"])
+        numbered = {int(n): i for i, n in enumerate(neurons)}
+        return State(layer, whole["residual"], whole["mlp"], numbered, whole["a"].permute(2, 0, 1).contiguous())
 
     @torch.inference_mode()
-    def measure(
-        self, state: State, damaged: Sequence[Damage], prompts: Sequence[int], reference: torch.Tensor | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Answers' log-probabilities under each damage.
+    def at_answers(self, layers: Sequence[int]) -> dict[int, np.ndarray]:
+        """All neurons' activations where the answers' first tokens are predicted: layer → float32 (P, I)."""
+        out = {n: np.zeros((len(self), self.model.intermediate_size), np.float32) for n in layers}
+
+        def forward(batch: np.ndarray) -> None:
+            at = torch.as_tensor(self.starts[batch] - 1, device=self.model.device)
+            hidden = self._embed(self._token_rows(batch))
+            self._arguments(hidden.shape[1])  # a forward pass of its own, before the hooks
+
+            def use(layer: int, a: torch.Tensor) -> None:
+                out[layer][batch] = a[torch.arange(len(a), device=a.device), at].float().cpu().numpy()
+
+            with capturing(self.model, layers, use):
+                self._run(hidden, 0)
+
+        self._map(np.arange(len(self)), forward)
+        return out
+
+    def measure(self, state: State, damaged: Sequence[Damage], prompts: Sequence[int]) -> np.ndarray:
+        """Answers' log-probabilities of all prompts under every damage: float64 (D, len(prompts)), nats per token."""
+        pairs = np.array([(d, p) for d in range(len(damaged)) for p in prompts], int).reshape(-1, 2)
+        return self.measure_pairs(state, damaged, pairs)[0].reshape(len(damaged), len(prompts))
+
+    @torch.inference_mode()
+    def measure_pairs(
+        self, state: State, damaged: Sequence[Damage], pairs: np.ndarray,
+        reference: Mapping[int, torch.Tensor] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """Answers' log-probabilities of (damage, prompt) pairs, many vectors and draws in one forward pass.
 
         Args:
             state: the clean state at the damaged layer.
-            damaged: D damages of that layer; an empty direction list is allowed.
-            prompts: indices of the prompts to run.
-            reference: clean log-probabilities (len(prompts) or fewer rows, V) of the *last* prompts in `prompts`;
-                the Kullback-Leibler divergence from them is measured on those prompts.
+            damaged: damages of that layer.
+            pairs: int (N, 2), index of the damage and of the prompt.
+            reference: clean log-probabilities (V,) of the first answer token, for the prompts on which the
+                Kullback-Leibler divergence from them is wanted.
 
         Returns:
-            float64 (D, len(prompts)) in nats per answer token, and the divergences (D, len(reference)) in nats.
+            float64 (N,) in nats per answer token, and the divergences (N,) in nats, NaN where not wanted.
         """
-        out = np.zeros((len(damaged), len(prompts)))
-        n_reference = 0 if reference is None else len(reference)
-        divergence = np.zeros((len(damaged), n_reference))
-        if not len(damaged) or not len(prompts):
+        out, divergence = np.zeros(len(pairs)), np.full(len(pairs), np.nan)
+        if not len(pairs):
             return out, divergence
-        column = {int(p): i for i, p in enumerate(prompts)}
         directions = torch.stack([d.direction for d in damaged])
-        scale = torch.tensor([d.scale for d in damaged], device=directions.device)
-        shift = torch.tensor([d.shift for d in damaged], device=directions.device)
+        scale, shift = (directions.new_tensor([getattr(d, k) for d in damaged]) for k in ("scale", "shift"))
         which = torch.tensor([state.neurons[d.neuron] for d in damaged], device=directions.device)
-        pairs = np.array([(d, p) for d in range(len(damaged)) for p in prompts])
-        for batch in self._rows(pairs):
-            width = max(self.lengths[p] for p in batch[:, 1])
-            d = torch.as_tensor(batch[:, 0], device=directions.device)
-            p = torch.as_tensor(batch[:, 1], device=directions.device)
-            a = state.activations[which[d], p, :width]
-            amount = scale[d, None] * a + shift[d, None]
+
+        def forward(batch: np.ndarray) -> None:
+            d, p = torch.as_tensor(pairs[batch].T, device=directions.device)
+            width = int(self.lengths[pairs[batch, 1]].max()) - 1
+            amount = scale[d, None] * state.activations[which[d], p, :width] + shift[d, None]
             mlp = state.mlp[p, :width]
-            mlp = (mlp.float() + amount[:, :, None] * directions[d][:, None]).to(mlp.dtype)
+            mlp = torch.baddbmm(mlp.float(), amount[:, :, None], directions[d][:, None]).to(mlp.dtype)
             hidden = state.residual[p, :width] + self.model.mlp_written(state.layer, mlp)
-            hidden = self.run_above(state.layer, hidden)
-            wanted = [column[int(q)] - (len(prompts) - n_reference) for q in batch[:, 1]]
-            logp, kl = self._answers(hidden, batch[:, 1], state.layer, reference, wanted)
-            where = [column[int(q)] for q in batch[:, 1]]
-            out[batch[:, 0], where] = logp
-            for row, at, value in zip(batch[:, 0], wanted, kl, strict=True):
-                if at >= 0 and n_reference:
-                    divergence[row, at] = value
+            states = self._run_to_answers(hidden, state.layer + 1, pairs[batch, 1])
+            out[batch], _, divergence[batch] = self._answers(states, pairs[batch, 1], reference or {})
+
+        self._map(pairs[:, 1], forward)
         return out, divergence
 
     @torch.inference_mode()
     def clean(self, prompts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Clean log-probability (nats per answer token) and the answer's worst rank (1 is the most likely token)."""
-        logp, rank = np.zeros(len(prompts)), np.zeros(len(prompts), int)
-        where = {int(p): i for i, p in enumerate(prompts)}
-        for batch in self._rows(np.array([(0, p) for p in prompts]).reshape(-1, 2)):
-            width = max(self.lengths[p] for p in batch[:, 1])
-            hidden = self._embed_and_run(self.ids[torch.as_tensor(batch[:, 1], device=self.ids.device), :width])
-            check_finite(hidden, self.model.n_layers - 1)
-            for i, p in enumerate(batch[:, 1]):
-                logits = self.model.logits(hidden[i, self.starts[p] - 1 : self.lengths[p] - 1])
-                answer = self.ids[p, self.starts[p] : self.lengths[p], None]
-                own = logits.gather(1, answer)
-                logp[where[int(p)]] = float((own[:, 0] - logits.logsumexp(1)).double().mean())
-                rank[where[int(p)]] = int((logits > own).sum(1).max()) + 1
+        chosen = np.asarray(prompts, int)
+        logp, rank = np.zeros(len(chosen)), np.zeros(len(chosen), int)
+
+        def forward(batch: np.ndarray) -> None:
+            states = self._run_to_answers(self._embed(self._token_rows(chosen[batch])), 0, chosen[batch])
+            logp[batch], rank[batch], _ = self._answers(states, chosen[batch], {}, ranks=True)
+
+        self._map(chosen, forward)
         return logp, rank
 
-    def _embed_and_run(self, ids: torch.Tensor) -> torch.Tensor:
-        """The last layer's output before the final norm, the replayed way: (B, T, H)."""
-        first: list[torch.Tensor] = []
-        handle = self.model.layers[0].register_forward_pre_hook(
-            lambda _, args, kwargs: first.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
-        try:
-            self.model.decoder(input_ids=ids, use_cache=False)
-        finally:
-            handle.remove()
-        return self.run_above(-1, first[0])
-
     @torch.inference_mode()
-    def clean_distribution(self, prompts: Sequence[int]) -> torch.Tensor:
-        """Clean log-probabilities of the first answer position: float32 (len(prompts), V)."""
-        rows = []
-        for p in prompts:
-            hidden = self._embed_and_run(self.ids[p : p + 1, : self.lengths[p]])
-            rows.append(self.model.logits(hidden[0, self.starts[p] - 1]).log_softmax(0))
-        return torch.stack(rows) if rows else torch.zeros(0, self.model.vocab_size)
+    def clean_distribution(self, prompts: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Clean log-probabilities of the first answer token: prompt → float32 (V,)."""
+        chosen, out = np.asarray(prompts, int), {}
+
+        def forward(batch: np.ndarray) -> None:
+            states = self._run_to_answers(self._embed(self._token_rows(chosen[batch])), 0, chosen[batch])
+            first = np.cumsum([0, *(self.lengths - self.starts)[chosen[batch]][:-1]])
+            rows = self.model.logits(states[torch.as_tensor(first, device=states.device)]).log_softmax(1)
+            out.update(zip(chosen[batch].tolist(), rows, strict=True))
+
+        self._map(chosen, forward)
+        return out
 
     def _answers(
-        self, hidden: torch.Tensor, prompts: np.ndarray, layer: int, reference: torch.Tensor | None, wanted: list[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Mean log-probability of every row's answer tokens, and the divergence of the rows that want it."""
-        rows = [(i, at) for i, p in enumerate(prompts) for at in range(self.starts[p], self.lengths[p])]
-        row = torch.tensor([r for r, _ in rows], device=hidden.device)
-        at = torch.tensor([a for _, a in rows], device=hidden.device)
-        states = hidden[row, at - 1]
-        check_finite(states, layer)
-        answers = self.ids[torch.as_tensor(prompts, device=hidden.device)[row], at]
-        total, count = np.zeros(len(prompts)), np.zeros(len(prompts))
-        kl = np.zeros(len(prompts))
+        self, states: torch.Tensor, prompts: np.ndarray, reference: Mapping[int, torch.Tensor], ranks: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Per row: mean log-probability of the answer's tokens, their worst rank, divergence from the reference.
+
+        Args:
+            states: what `_run_to_answers` returned for `prompts` (N, H).
+            prompts: the rows' prompts (R,).
+            reference: see `measure_pairs`.
+            ranks: whether ranks are wanted (0 otherwise).
+        """
+        row, at = self._predicting(prompts)
+        answers = self.ids[torch.as_tensor(prompts, device=row.device)[row], at + 1]
+        first = (at == torch.as_tensor(self.starts[prompts], device=row.device)[row] - 1).tolist()
+        total, worst = np.zeros(len(prompts)), np.zeros(len(prompts), int)
+        divergence, rows = np.full(len(prompts), np.nan), row.cpu().numpy()
         for part in range(0, len(rows), LOGIT_ROWS):
             span = slice(part, part + LOGIT_ROWS)
             logits = self.model.logits(states[span])
-            normaliser = logits.logsumexp(1)
-            own = (logits.gather(1, answers[span, None]).squeeze(1) - normaliser).double().cpu().numpy()
-            np.add.at(total, row[span].cpu().numpy(), own)
-            np.add.at(count, row[span].cpu().numpy(), 1)
-            if reference is not None:
-                for i, (r, position) in enumerate(rows[span]):
-                    if position == self.starts[prompts[r]] and wanted[r] >= 0:
-                        clean = reference[wanted[r]]
-                        kl[r] = float((clean.exp() * (clean - logits[i] + normaliser[i])).sum())
-        return total / count, kl
+            normaliser, own = logits.logsumexp(1), logits.gather(1, answers[span, None])
+            np.add.at(total, rows[span], (own[:, 0] - normaliser).double().cpu().numpy())
+            if ranks:
+                np.maximum.at(worst, rows[span], (logits > own).sum(1).cpu().numpy() + 1)
+            for i, r in enumerate(rows[span]) if reference else ():
+                if first[part + i] and (clean := reference.get(int(prompts[r]))) is not None:
+                    divergence[r] = float((clean.exp() * (clean - logits[i] + normaliser[i])).sum())
+        if not np.isfinite(total).all():
+            raise RunError(
+                "NaN or infinity in the logits after the last layer: likely float16 arithmetic or a broken "
+                "unembedding. Run again with --dtype float32; if it stays, check the model's files."
+            )
+        return total / (self.lengths - self.starts)[prompts], worst, divergence
 
 
-def split_answer(model: Model, prompt: Prompt) -> tuple[list[int], int]:
+def encode(model: Model, text: str, chat: bool) -> list[int]:
+    """Token ids of a text, or of the text as the beginning of the model's turn in its chat template; BOS once.
+
+    Raises:
+        RequestError: the tokenizer has no chat template.
+    """
+    if not chat:
+        return model.encode(text)
+    if not getattr(model.tokenizer, "chat_template", None):
+        raise RequestError(f"--chat-template: {model.name} has no chat template; use an instruction-tuned model")
+    turn = [{"role": "user", "content": CHAT_REQUEST}]
+    before = model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    ids = model.tokenizer(before + text, add_special_tokens=False)["input_ids"]
+    return ids if model.bos_id is None or ids[:1] == [model.bos_id] else [model.bos_id, *ids]
+
+
+def split_answer(model: Model, prompt: Prompt, chat: bool = False) -> tuple[list[int], int]:
     """Token ids of prompt + answer and where the answer's tokens start.
 
     Raises:
         RequestError: the prompt and its answer cannot be told apart in tokens.
     """
-    before, ids = model.encode(prompt.prompt), model.encode(prompt.prompt + prompt.answer)
+    before, ids = encode(model, prompt.prompt, chat), encode(model, prompt.prompt + prompt.answer, chat)
     start = next((i for i, (x, y) in enumerate(zip(before, ids, strict=False)) if x != y), min(len(before), len(ids)))
     if start < 1 or start >= len(ids):
         raise RequestError(

@@ -6,8 +6,6 @@ import unicodedata
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
 if TYPE_CHECKING:
     from conceptvec.extraction import Candidates
     from conceptvec.scoring import Scored
@@ -15,9 +13,10 @@ if TYPE_CHECKING:
 ROWS = 25
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "") -> str:
     """Text from a vocabulary without control characters, so that a terminal shows it and does nothing else."""
-    return "".join("�" if unicodedata.category(ch) in ("Cc", "Cf", "Cs", "Co") else ch for ch in text)
+    hidden = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+    return "".join("�" if unicodedata.category(ch) in hidden and ch not in keep else ch for ch in text)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -30,7 +29,8 @@ def summary(document: dict[str, Any]) -> str:
     """The closing lines of a run."""
     stats, model = document["pipeline_stats"], document["model"]
     lines = [
-        f"{printable(model['id'])} on {model['device']} in {model['dtype']}: {stats['total_candidates']:,} neurons examined"
+        f"{printable(model['id'])} on {model['device']} in {model['dtype']}: "
+        f"{stats['total_candidates']:,} neurons examined"
     ]
     if stats["concept_candidates"] is not None:
         lines[0] += f", {stats['concept_candidates']} concept candidates"
@@ -48,7 +48,7 @@ def summary(document: dict[str, Any]) -> str:
                 "primary damage"
             )
     elif stats["concept_candidates"] is None:
-        lines.append("Stage 1 only: nothing was scored or damaged")
+        lines.append("Stage 1 only, from the weights alone: no activation was measured, nothing was scored or damaged")
     else:
         lines.append(f"Stages 1 and 2 only, nothing was damaged: {_listed(document['candidate_distribution'])}")
     return "\n".join(lines)
@@ -78,13 +78,31 @@ def table(document: dict[str, Any], limit: int | None = ROWS) -> str:
     found = document["validation_results"]
     if not found:
         return summary(document)
+    from tabulate import tabulate
+
     text = tabulate(rows(document, limit), HEADERS, disable_numparse=True)
     more = f"\n… and {len(found) - limit} more (--all)" if limit and len(found) > limit else ""
     return f"{summary(document)}\n\n{text}{more}\n\nDrops are in nats per answer token under the primary damage."
 
 
+def checks_table(found: dict[str, Any]) -> str:
+    """The answer of `selfcheck` as text."""
+    body = [
+        [c["check"], c["shapes"], "–" if c["largest_difference"] is None else f"{c['largest_difference']:.1e}",
+         f"{c['allowed']:.0e}", "ok" if c["ok"] else f"WRONG {printable(c['problem'] or '')}"]
+        for c in found["checks"]
+    ]  # fmt: skip
+    from tabulate import tabulate
+
+    table = tabulate(body, ("check", "shapes", "difference", "allowed", ""), disable_numparse=True)
+    said = "computes correctly" if found["ok"] else "computes WRONGLY: use --device cpu, or another version of torch"
+    return f"{table}\n\n{found['device']} in {found['dtype']} ({found['why']}) {said}"
+
+
 def html(rows: list[list[Any]], headers: tuple[str, ...] | list[str]) -> str:
     """A plain, escaped HTML table."""
+    from tabulate import tabulate
+
     table = str(tabulate(rows, headers, tablefmt="html", disable_numparse=True))
     for tag in ("th", "td"):  # Jupyter aligns cells to the right unless told otherwise
         table = table.replace(f"<{tag}>", f'<{tag} style="text-align: left; padding-right: 1em">')

@@ -46,7 +46,7 @@ class PromptTable:
         for name, group in prompts.items():
             groups[name] = list(range(start, start + len(group)))
             start += len(group)
-        engine = Engine(model, everything, config.batch_size)
+        engine = Engine(model, everything, config.batch_size, config.chat_template)
         logp, rank = engine.clean(range(len(everything)))
         return cls(engine, groups, rank <= KNOWN_RANK, logp, rank, config.seed)
 
@@ -88,21 +88,22 @@ class Experiment:
     def __init__(self, model: Model, config: Config, table: PromptTable, means: dict[int, np.ndarray]) -> None:
         self.model, self.config, self.table, self.means = model, config, table, means
         self.neutral = table.neutral()
-        self._reference: torch.Tensor | None = None
-        self.state = lru_cache(maxsize=2)(self._state)
+        self._reference: dict[int, torch.Tensor] | None = None
+        self.state = lru_cache(maxsize=1)(self._state)
 
     def _state(self, layer: int, neurons: tuple[int, ...]) -> tuple[State, np.ndarray]:
         """The layer's clean state, and every prompt's baseline: the same replay with nothing added."""
         engine = self.table.engine
         state = engine.state(layer, neurons)
-        nothing = Damage(neurons[0], 0.0, 0.0, torch.zeros(self.model.hidden_size, device=self.model.device))
-        return state, engine.measure(state, [nothing], range(len(engine)))[0][0]
+        return state, self.baseline(state)
 
-    def activations(self, layers: Sequence[int]) -> dict[int, np.ndarray]:
-        """All neurons' activations where the answers are predicted: layer → (P, I)."""
-        return {layer: self.table.engine.state(layer, [0]).at_end.cpu().numpy() for layer in layers}
+    def baseline(self, state: State) -> np.ndarray:
+        """Every prompt's log-probability by a replay from the state with nothing added: (P,)."""
+        zeros = torch.zeros(self.model.hidden_size, device=self.model.device)
+        nothing = Damage(next(iter(state.neurons)), 0.0, 0.0, zeros)
+        return self.table.engine.measure(state, [nothing], range(len(self.table.engine)))[0]
 
-    def reference(self) -> torch.Tensor:
+    def reference(self) -> dict[int, torch.Tensor]:
         """Clean distributions on the neutral prompts."""
         if self._reference is None:
             self._reference = self.table.engine.clean_distribution(self.neutral)
@@ -117,62 +118,76 @@ class Experiment:
         )  # fmt: skip
 
     def drops(
-        self, layer: int, neurons: tuple[int, ...], damaged: Sequence[Damage], prompts: Sequence[int]
-    ) -> np.ndarray:
-        """Log-probability lost, nats per answer token: (D, len(prompts))."""
+        self, layer: int, neurons: tuple[int, ...], rows: Sequence[tuple[Damage, np.ndarray]], divergence: bool = False
+    ) -> list[np.ndarray]:
+        """What each damage costs on its own prompts, all rows in shared batches.
+
+        Args:
+            layer: the damaged layer.
+            neurons: all neurons of the layer that this sweep needs (their activations are kept between units).
+            rows: damages, each with the indices of its prompts.
+            divergence: return the divergence from the clean distribution (neutral prompts) instead.
+
+        Returns:
+            per row, log-probability lost (nats per answer token) or divergence (nats): float64 (prompts of the row,).
+        """
         state, baseline = self.state(layer, neurons)
-        return baseline[list(prompts)] - self.table.engine.measure(state, damaged, prompts)[0]
+        pairs = [np.stack(np.broadcast_arrays(i, p), 1) for i, (_, p) in enumerate(rows)]
+        flat = np.concatenate([*pairs, np.zeros((0, 2), int)])
+        reference = self.reference() if divergence else None
+        logp, kl = self.table.engine.measure_pairs(state, [d for d, _ in rows], flat, reference)
+        return np.split(kl if divergence else baseline[flat[:, 1]] - logp, np.cumsum([len(p) for p in pairs])[:-1])
 
-    def null_unit(self, layer: int, neurons: tuple[int, ...], prompts: list[int]) -> Arrays:
-        """Primary damage of null neurons on all concept prompts: mean drop over the draws, (n, P)."""
-        kind = self.config.damage[0]
-        rows = [d for n in neurons for d in self.damages(layer, n, kind)]
-        drops = self.drops(layer, neurons, rows, prompts)
-        out = np.full((len(neurons), len(self.table.engine)), np.nan)
-        out[:, prompts] = drops.reshape(len(neurons), -1, len(prompts)).mean(1)
-        return {"drop": out, "cost": self.table.engine.cost(layer, prompts, len(rows))}
+    def null_unit(self, layer: int, neurons: tuple[int, ...], some: Sequence[int], prompts: list[int]) -> Arrays:
+        """Primary damage of `some` null neurons on all concept prompts: mean drop over the draws, (n, P)."""
+        made = [self.damages(layer, n, self.config.damage[0]) for n in some]
+        drops = self.drops(layer, neurons, [(d, np.array(prompts)) for m in made for d in m])
+        out = np.full((len(some), len(self.table.engine)), np.nan)
+        out[:, prompts] = np.stack(drops).reshape(len(some), -1, len(prompts)).mean(1)
+        return {"drop": out, "cost": self.table.engine.cost(layer, prompts, len(drops))}
 
-    def candidate_unit(self, layer: int, entries: list[dict[str, Any]]) -> Arrays:
+    def candidate_unit(self, layer: int, neurons: tuple[int, ...], entries: Sequence[dict[str, Any]]) -> Arrays:
         """All kinds of damage of some candidates: drops (n, kinds, P), divergence (n, kinds), draws made (n,).
 
         First look: the other kinds in full and one draw of the primary one. Candidates that `hopeless` then rules out
         stop there; the rest get all draws and the neutral prompts.
         """
-        engine, kinds = self.table.engine, self.config.damage
-        neurons = tuple(sorted({e["neuron"] for e in entries}))
-        drop = np.full((len(entries), len(kinds), len(engine)), np.nan)
-        kl, draws = np.full((len(entries), len(kinds)), np.nan), np.zeros(len(entries), np.int32)
-        stopped, cost = np.zeros(len(entries), bool), np.zeros((len(entries), 2))
-        for i, entry in enumerate(entries):
-            mine, others = self.table.concept(entry["concept"]), self.table.unrelated(entry["concept"])
-            if not mine or not others:
-                continue
-            prompts = mine + others
-            made = [self.damages(layer, entry["neuron"], kind) for kind in kinds]
-            first = [made[0][0], *(m[0] for m in made[1:])]
-            look = self.drops(layer, neurons, first, prompts)
-            means = [(row[: len(mine)].mean(), row[: len(mine)].mean() - row[len(mine) :].mean()) for row in look]
-            rows, draws[i], cost[i] = look, 1, engine.cost(layer, prompts, len(kinds))
-            stopped[i] = len(kinds) > 1 and hopeless(entry["firing_share"], means[1:])
-            if not stopped[i]:
-                more = self.drops(layer, neurons, made[0][1:], prompts)
-                rows[0] = np.concatenate([look[:1], more]).mean(0)
-                draws[i] = len(made[0])
-                cost[i] += engine.cost(layer, prompts, len(more))
-                state, _ = self.state(layer, neurons)
-                flat = [d for m in made for d in m]
-                _, measured = engine.measure(state, flat, self.neutral, self.reference())
-                edges = np.cumsum([0, *(len(m) for m in made)])
-                kl[i] = [measured[a:b].mean() for a, b in zip(edges[:-1], edges[1:], strict=True)]
-                cost[i] += engine.cost(layer, self.neutral, len(flat))
-            drop[i][:, prompts] = rows
+        engine, kinds, n = self.table.engine, self.config.damage, len(entries)
+        drop, kl = np.full((n, len(kinds), len(engine)), np.nan), np.full((n, len(kinds)), np.nan)
+        draws, stopped, cost = np.zeros(n, np.int32), np.zeros(n, bool), np.zeros((n, 2))
+        made = [[self.damages(layer, e["neuron"], kind) for kind in kinds] for e in entries]
+        mine = [np.array(self.table.concept(e["concept"]), int) for e in entries]
+        prompts = [np.append(m, self.table.unrelated(e["concept"])) for m, e in zip(mine, entries, strict=True)]
+        some = [i for i in range(n) if 0 < len(mine[i]) < len(prompts[i])]
+        look = [(i, k) for i in some for k in range(len(kinds))]
+        found = self.drops(layer, neurons, [(made[i][k][0], prompts[i]) for i, k in look])
+        for (i, k), values in zip(look, found, strict=False):
+            drop[i, k, prompts[i]] = values
+            cost[i] += engine.cost(layer, prompts[i])
+        for i in some:
+            others = [(row[mine[i]].mean(), row[prompts[i][len(mine[i]) :]].mean()) for row in drop[i, 1:]]
+            stopped[i] = len(kinds) > 1 and hopeless(entries[i]["firing_share"], [(c, c - u) for c, u in others])
+            draws[i] = 1 if stopped[i] else len(made[i][0])
+        on = [i for i in some if not stopped[i]]
+        more = [(i, d) for i in on for d in made[i][0][1:]]
+        found = self.drops(layer, neurons, [(d, prompts[i]) for i, d in more])
+        for (i, _), values in zip(more, found, strict=False):
+            drop[i, 0, prompts[i]] += values
+            cost[i] += engine.cost(layer, prompts[i])
+        drop[:, 0] /= np.maximum(draws, 1)[:, None]
+        every = [(i, k, d) for i in on for k, m in enumerate(made[i]) for d in m]
+        found = self.drops(layer, neurons, [(d, np.array(self.neutral, int)) for *_, d in every], divergence=True)
+        for i, k in {(i, k) for i, k, _ in every} if self.neutral else ():
+            kl[i, k] = np.mean([x.mean() for (a, b, _), x in zip(every, found, strict=True) if (a, b) == (i, k)])
+        for i, *_ in every:
+            cost[i] += engine.cost(layer, self.neutral)
         return {"drop": drop, "kl": kl, "draws": draws, "stopped": stopped, "cost": cost}
 
     def dose_unit(self, layer: int, entry: dict[str, Any]) -> Arrays:
         """Noise of growing strength on one neuron: drops (ratios, P) averaged over the draws."""
-        prompts = self.table.concept(entry["concept"]) + self.table.unrelated(entry["concept"])
-        neurons = (entry["neuron"],)
+        prompts = np.array(self.table.concept(entry["concept"]) + self.table.unrelated(entry["concept"]))
         rows = [d for r in RATIOS for d in self.damages(layer, entry["neuron"], "noise", r)]
         out = np.full((len(RATIOS), len(self.table.engine)), np.nan)
-        out[:, prompts] = self.drops(layer, neurons, rows, prompts).reshape(len(RATIOS), -1, len(prompts)).mean(1)
+        found = self.drops(layer, (entry["neuron"],), [(d, prompts) for d in rows])
+        out[:, prompts] = np.stack(found).reshape(len(RATIOS), -1, len(prompts)).mean(1)
         return {"drop": out, "cost": self.table.engine.cost(layer, prompts, len(rows))}

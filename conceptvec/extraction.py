@@ -2,32 +2,31 @@
 
 For neuron j of layer ℓ the readout is ``z_t = E_t · (s_ℓ ⊙ d_j)`` with the unembedding rows E_t and the folded norm
 weights s_ℓ (`Model.fold_scale`): the direct path's ranking of tokens, since both RMS divisors are positive scalars.
-
-Selection is exact. A float32 product finds survivors through block maxima (a top-k value lies in one of the k blocks
-with the largest maxima); they are ranked again in float64, ties by lower id, and the margin to what was left behind is
-checked against the rounding error; a row that fails the check is ranked from its full float64 readout.
+`projection` does the arithmetic. No forward pass is needed for it, so the model may be a loaded `models.Model` or
+`weights.Weights`, which streams the layers from disk; with the latter the activations are not measured.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from conceptvec.activations import Activations, corpus_activations
 from conceptvec.config import Config, parse_layers
+from conceptvec.projection import Projector
 from conceptvec.store import Arrays, Parts
 from conceptvec.vocabulary import masked_tokens, token_texts
+from conceptvec.weights import Weights
 
 if TYPE_CHECKING:
     from conceptvec.models import Model
 
-BLOCK = 256  # vocabulary columns per block maximum
-SPARE = 14  # survivors beyond k that guard against rounding
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -44,6 +43,8 @@ class Projections:
     variance: np.ndarray  # (n,) moments of the readout over the shown tokens
     skew: np.ndarray
     kurtosis: np.ndarray  # excess
+    mean: np.ndarray
+    fallbacks: np.ndarray  # (2,) rows repeated with more survivors, rows ranked from the full readout
 
     def arrays(self) -> Arrays:
         """The fields as the arrays of a layer file."""
@@ -54,94 +55,6 @@ class Projections:
         return (self.top_ids, self.top_values) if pole == "+" else (self.bottom_ids, self.bottom_values)
 
 
-class Projector:
-    """Projects directions (n, H) of the residual stream onto the shown tokens of an unembedding.
-
-    Args:
-        unembedding: (V, H) on the device of the computation, any precision.
-        masked: bool (V,); these tokens never appear.
-        top_k: tokens per pole; at most the number of shown tokens are kept.
-    """
-
-    def __init__(self, unembedding: torch.Tensor, masked: torch.Tensor, top_k: int) -> None:
-        self.shown = torch.nonzero(~masked).flatten().to(unembedding.device)
-        self.rows = unembedding[self.shown].float().contiguous()
-        self.k = min(top_k, len(self.shown))
-        self.exact = torch.float32 if unembedding.device.type == "mps" else torch.float64
-        # |fl(x·y) − x·y| ≤ γ_H ‖x‖‖y‖; the usual growth of rounding errors is √H, and 4 leaves room.
-        self.error = 4 * torch.finfo(torch.float32).eps * math.sqrt(self.rows.shape[1])
-        self.largest = float(torch.linalg.vector_norm(self.rows, dim=1).max())
-        self.fallbacks = 0
-
-    def __call__(self, directions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Top ids and values, bottom ids and values, variance, skew and excess kurtosis of n readouts."""
-        directions = directions.float()
-        readout = directions @ self.rows.T
-        moments = _moments(readout)
-        blocks = readout
-        if pad := -readout.shape[1] % BLOCK:
-            blocks = torch.nn.functional.pad(readout, (0, pad), value=float("nan"))
-        tiles = blocks.view(len(readout), -1, BLOCK)
-        high = self._pole(directions, readout, tiles, largest=True)
-        low = self._pole(directions, readout, tiles, largest=False)
-        return (*high, *low, *moments)
-
-    def _pole(self, directions: torch.Tensor, readout: torch.Tensor, tiles: torch.Tensor, largest: bool) -> tuple:
-        keep = min(self.k + SPARE, readout.shape[1])
-        sign = 1.0 if largest else -1.0
-        # The last block may hold padding; NaN never survives amax/amin below.
-        fill = -math.inf if largest else math.inf
-        maxima = tiles.amax(2) if largest else tiles.amin(2)
-        last = torch.nan_to_num(tiles[:, -1], nan=fill)
-        maxima[:, -1] = last.amax(1) if largest else last.amin(1)
-        n_blocks = min(keep, maxima.shape[1])
-        chosen = maxima.topk(n_blocks, dim=1, largest=largest).indices
-        columns = (chosen[:, :, None] * BLOCK + torch.arange(BLOCK, device=chosen.device)).flatten(1)
-        inside = columns < readout.shape[1]
-        values = torch.where(inside, readout.gather(1, columns.clamp(max=readout.shape[1] - 1)), fill)
-        rough, at = values.topk(keep, dim=1, largest=largest)
-        ids = columns.gather(1, at)
-        values = self._ranked(directions, ids) * sign
-        ids, values = _order(ids, values)
-        slack = self.error * torch.linalg.vector_norm(directions, dim=1) * self.largest
-        if keep < readout.shape[1]:
-            unsafe = values[:, self.k - 1] <= (rough[:, -1] * sign).to(values.dtype) + slack
-            for row in torch.nonzero(unsafe).flatten().tolist():
-                self.fallbacks += 1
-                full = torch.arange(readout.shape[1], device=ids.device)[None]
-                every = self._ranked(directions[row : row + 1], full) * sign
-                one, v = _order(full, every)
-                ids[row], values[row] = one[0, :keep], v[0, :keep]
-        return self.shown[ids[:, : self.k]], (values[:, : self.k] * sign).float()
-
-    def _ranked(self, directions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Readouts of the given columns in float64, rounded to float32: the same in any batch."""
-        out = []
-        step = max(1, 2**25 // (ids.shape[1] * self.rows.shape[1]))
-        for d, i in zip(directions.split(step), ids.split(step), strict=True):
-            rows = self.rows[i].to(self.exact)
-            out.append(torch.bmm(rows, d.to(self.exact)[:, :, None]).squeeze(2))
-        return torch.cat(out).float()
-
-
-def _order(ids: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sort by falling value, equal values by lower id."""
-    by_id = ids.argsort(dim=1)
-    ids, values = ids.gather(1, by_id), values.gather(1, by_id)
-    order = values.argsort(dim=1, descending=True, stable=True)
-    return ids.gather(1, order), values.gather(1, order)
-
-
-def _moments(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Variance, skew and excess kurtosis along the rows."""
-    centred = z - z.mean(1, keepdim=True)
-    square = centred * centred
-    variance = square.mean(1)
-    third, fourth = (square * centred).mean(1), (square * square).mean(1)
-    floor = torch.clamp(variance, min=1e-30)
-    return variance, third / floor**1.5, fourth / floor**2 - 3
-
-
 @dataclass
 class Candidates:
     """What Stage 1 found: per layer the projections, and the activation statistics of all its neurons."""
@@ -150,6 +63,7 @@ class Candidates:
     activations: Activations
     tokens: list[str]  # the vocabulary's texts
     masked: np.ndarray  # bool (V,)
+    agreement: dict[str, Any] = field(default_factory=dict)  # of a sample of rows with the CPU
 
     @property
     def total(self) -> int:
@@ -157,9 +71,10 @@ class Candidates:
         return sum(len(p.neurons) for p in self.layers)
 
     def passing(self, projections: Projections, min_kurtosis: float | None) -> np.ndarray:
-        """The stated filter, bool (n,): a neuron that fires on the corpus, with a readout no flatter than asked."""
-        fires = self.activations.max_abs[projections.layer][projections.neurons] > 0
-        passing = fires & (projections.norms > 0)
+        """The stated filter, bool (n,): a neuron that fires (if measured), with a readout no flatter than asked."""
+        passing = projections.norms > 0
+        if self.activations.positions:  # measured
+            passing &= self.activations.max_abs[projections.layer][projections.neurons] > 0
         return passing if min_kurtosis is None else passing & (projections.kurtosis >= min_kurtosis)
 
     def __repr__(self) -> str:
@@ -180,20 +95,17 @@ def sample_neurons(layer: int, intermediate_size: int, max_vectors: int | None, 
 
 
 def project_layer(model: Model, projector: Projector, layer: int, config: Config) -> Projections:
-    """Project the chosen value vectors of one layer in batches."""
+    """Project the chosen value vectors of one layer."""
     neurons = sample_neurons(layer, model.intermediate_size, config.max_vectors, config.seed)
     vectors = model.value_vectors(layer)
-    scale = model.fold_scale(layer, config.fold)
-    parts, norms = [], []
-    for rows in batches(len(neurons), config.batch_size):
-        raw = vectors[torch.as_tensor(neurons[rows], dtype=torch.long, device=vectors.device)].float()
-        norms.append(torch.linalg.vector_norm(raw, dim=1).cpu())
-        parts.append([t.cpu() for t in projector(raw * scale)])
-    columns = [torch.cat(c).numpy() for c in zip(*parts, strict=True)]
-    top_ids, top, bottom_ids, bottom, *moments = columns
+    raw = vectors[torch.as_tensor(neurons, dtype=torch.long, device=vectors.device)].float()
+    before = projector.fallbacks.copy()
+    found = projector(raw * model.fold_scale(layer, config.fold), config.batch_size)
+    arrays = {k: v.numpy() for k, v in found._asdict().items()}
+    arrays |= {k: arrays[k].astype(np.int32) for k in ("top_ids", "bottom_ids")}
     return Projections(
-        layer, neurons, top_ids.astype(np.int32), top, bottom_ids.astype(np.int32), bottom,
-        torch.cat(norms).numpy(), *(m.astype(np.float32) for m in moments),
+        layer, neurons, norms=torch.linalg.vector_norm(raw, dim=1).cpu().numpy(),
+        fallbacks=projector.fallbacks - before, **arrays,
     )  # fmt: skip
 
 
@@ -208,12 +120,6 @@ def null_directions(model: Model, layer: int, fold: str, n: int, seed: int) -> t
     return mix.to(vectors.device) @ vectors
 
 
-def batches(n: int, size: int) -> Iterator[slice]:
-    """Slices that cut n items into batches."""
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
-
-
 def make_projector(model: Model, top_k: int) -> tuple[Projector, list[str], torch.Tensor]:
     """The projector of a model, its tokens' texts and the mask of the tokens that are never shown."""
     texts = token_texts(model)
@@ -225,12 +131,15 @@ def extract(model: Model, config: Config, parts: Parts | None = None) -> Candida
     """Stage 1 over the layers of the configuration.
 
     Args:
-        model: a loaded model.
+        model: a loaded model, or `weights.Weights`: then no activations are measured.
         config: layers, sample size, batch size, top_k, fold, corpus, concepts.
         parts: keeps finished parts (a `store.RunFolder`); without it nothing is kept.
 
     Returns:
         the projections of every layer and the activation statistics.
+
+    Raises:
+        RunError: a sample of the rows does not agree with the CPU.
     """
     parts = parts or Parts()
     layers = parse_layers(config.layers, model.n_layers)
@@ -240,7 +149,16 @@ def extract(model: Model, config: Config, parts: Parts | None = None) -> Candida
         for n in layers
     ]
     found = parts.map(tasks, "Stage 1: projecting", "layer")
-    compute = lambda: corpus_activations(model, config, layers).arrays()  # noqa: E731
-    activations = parts.map([("activations.safetensors", compute)], "Stage 1: activations", "pass")[0]
     projections = [Projections(layer, **arrays) for layer, arrays in zip(layers, found, strict=True)]
-    return Candidates(projections, Activations.of_arrays(activations), texts, masked.numpy())
+    repeated, full = np.sum([p.fallbacks for p in projections], axis=0)
+    logger.info("%d readouts: %d repeated, %d ranked in full", len(layers) * len(found[0]["neurons"]), repeated, full)
+    activations = Activations({}, {}, {}, {}, {}, {}, [], 0)
+    if not isinstance(model, Weights):
+        compute = lambda: corpus_activations(model, config, layers).arrays()
+        arrays = parts.map([("activations.safetensors", compute)], "Stage 1: activations", "pass")[0]
+        activations = Activations.of_arrays(arrays)
+    candidates = Candidates(projections, activations, texts, masked.numpy())
+    from conceptvec.selfcheck import projection_agreement
+
+    candidates.agreement = {"projection": projection_agreement(model, candidates, config)}
+    return candidates

@@ -10,37 +10,29 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from conceptvec.checkpoint import FAMILIES as FAMILIES
+from conceptvec.checkpoint import Family, fetch, find
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
+from conceptvec.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
+ARCHITECTURE = (
+    "model_type", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "rms_norm_eps", "sliding_window", "query_pre_attn_scalar", "attn_logit_softcapping",
+    "final_logit_softcapping", "tie_word_embeddings",
+)  # fmt: skip
 
-@dataclass(frozen=True)
-class Family:
-    """How a family writes its MLP output into the residual stream."""
-
-    name: str
-    norm_offset: float  # RMSNorm multiplies by offset + weight
-    mlp_norm: str  # the norm whose input is the residual stream before the MLP
-    post_norm: str | None  # the norm applied to the MLP output, if any
-
-
-_GEMMA = (1.0, "pre_feedforward_layernorm", "post_feedforward_layernorm")
-_LLAMA = (0.0, "post_attention_layernorm", None)
-FAMILIES = {
-    "gemma3": Family("gemma3", *_GEMMA), "gemma3_text": Family("gemma3", *_GEMMA), "gemma2": Family("gemma2", *_GEMMA),
-    "llama": Family("llama", *_LLAMA), "mistral": Family("mistral", *_LLAMA),
-    "qwen2": Family("qwen2", *_LLAMA), "qwen3": Family("qwen3", *_LLAMA),
-}  # fmt: skip
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 @dataclass
@@ -54,6 +46,7 @@ class Model:
     family: Family
     device: torch.device
     dtype: torch.dtype
+    why: str = ""  # why this precision
 
     def __post_init__(self) -> None:
         """Look up the decoder's parts and read the dimensions."""
@@ -76,11 +69,15 @@ class Model:
         """The factor folded into the readout: float32 (hidden_size,)."""
         scale = torch.ones(self.hidden_size, dtype=torch.float32, device=self.device)
         if fold in ("both", "final"):
-            scale = scale * (self.family.norm_offset + self.norm.weight.detach().float())
+            scale = scale * (self.family.norm_offset + self.norm_weight("norm").float())
         if fold == "both" and self.family.post_norm:
-            weight = getattr(self.layers[layer], self.family.post_norm).weight
-            scale = scale * (self.family.norm_offset + weight.detach().float())
+            weight = self.norm_weight(f"layers.{layer}.{self.family.post_norm}")
+            scale = scale * (self.family.norm_offset + weight.float())
         return scale
+
+    def norm_weight(self, name: str) -> torch.Tensor:
+        """The weight of a norm of the decoder, such as ``norm`` or ``layers.0.post_feedforward_layernorm``."""
+        return self.decoder.get_submodule(name).weight.detach()
 
     def mlp_written(self, layer: int, mlp_output: torch.Tensor) -> torch.Tensor:
         """What the layer adds to the residual stream for an MLP output (..., H)."""
@@ -100,22 +97,35 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over configuration and all parameters: names the weights that a result belongs to."""
-        digest = hashlib.sha256(
-            json.dumps([self.vocab_size, self.hidden_size, self.n_layers, str(self.dtype)]).encode()
-        )
-        for name, p in sorted(self.hf.named_parameters()):
-            digest.update(name.encode())
-            digest.update(p.detach().contiguous().cpu().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """SHA-256 over all that decides a result: see `fingerprint`."""
+        tensors = dict(self.decoder.named_parameters())
+        if self.unembedding.data_ptr() != self.decoder.get_input_embeddings().weight.data_ptr():
+            tensors["lm_head.weight"] = self.unembedding
+        return fingerprint(self, self.hf.config.get_text_config(), sorted(tensors.items()))
 
     def facts(self) -> dict[str, Any]:
         """The `model` part of the results."""
         return {
             "id": self.name, "revision": self.revision, "fingerprint": self.fingerprint, "family": self.family.name,
             "layers": self.n_layers, "hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size,
-            "vocab_size": self.vocab_size, "dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device),
+            "vocab_size": self.vocab_size, "dtype": str(self.dtype).removeprefix("torch."), "why_dtype": self.why,
+            "device": str(self.device),
         }  # fmt: skip
+
+
+def fingerprint(model: Model, config: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over architecture, vocabulary and tensors (sorted by the decoder's names) in the model's precision.
+
+    The same in every version of transformers; of a multimodal model the text decoder alone counts.
+    """
+    shape = {name: getattr(config, name, None) for name in ARCHITECTURE}
+    digest = hashlib.sha256(json.dumps([shape, str(model.dtype), model.n_layers], default=str).encode())
+    digest.update(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode())
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        for rows in tensor.detach().split(2**14):  # a precision is changed, a device read, a part at a time
+            digest.update(rows.to("cpu", model.dtype).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def choose_device(name: str) -> torch.device:
@@ -123,6 +133,8 @@ def choose_device(name: str) -> torch.device:
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
+    if name == "cuda" and has_cuda and "LOCAL_RANK" in os.environ:  # several processes: one GPU each
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     device = torch.device(name)
     there = {"cpu": True, "cuda": has_cuda and (device.index or 0) < torch.cuda.device_count(), "mps": has_mps}
     if not there[device.type]:
@@ -132,67 +144,82 @@ def choose_device(name: str) -> torch.device:
 
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The precision of the forward pass and the reason for it."""
+    # Not is_bf16_supported(): older GPUs such as the T4 say yes and emulate it, several times slower.
     native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-    if name != "auto":
-        return getattr(torch, name), "asked for"
-    if native:
+    if name == "auto" and native:
         return torch.bfloat16, "this GPU computes bfloat16 natively"
-    reason = {"cuda": "this GPU only emulates bfloat16", "mps": "the safe precision on MPS", "cpu": "exact on a CPU"}
+    emulates = "this GPU only emulates bfloat16"
+    if name == "bfloat16":
+        slow = "" if native else {"cuda": f", though {emulates}"}.get(device.type, ", though float32 is safer here")
+        return torch.bfloat16, f"asked for{slow}"
+    if name == "float32":
+        return torch.float32, "asked for"
+    reason = {"cuda": emulates, "mps": "the safe precision on MPS", "cpu": "exact on a CPU"}
     return torch.float32, reason[device.type]
-
-
-def demo_folder() -> Path:
-    """The folder of the small trained Gemma 3 that ships with the package."""
-    return Path(str(resources.files("conceptvec") / "data" / "demo"))
 
 
 def load_model(config: Config) -> Model:
     """Load `config.model` in its final precision on its device.
 
     Raises:
-        RequestError: no such model, no access to it, or a family that is not supported.
+        RequestError: no such model, no access to it, files that cannot be used, or a family that is not supported.
+        RunError: the download failed, or the model does not fit into memory.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import transformers
-
+    checkpoint = find(config)
     device = choose_device(config.device)
     dtype, reason = choose_dtype(config.dtype, device)
-    logger.info("%s in %s on %s: %s", config.model, dtype, device, reason)
-    source = str(demo_folder()) if config.model == "demo" else config.model
-    if config.model != "demo" and source.startswith((".", "/", "~")) and not Path(source).is_dir():
-        raise RequestError(f"--model: no folder at {source!r}; give demo, a Hugging Face id or a model folder")
+    logger.info("%s on %s in %s: %s", config.model, device, str(dtype).removeprefix("torch."), reason)
+    folder = fetch(checkpoint)
+    try:
+        tokenizer, hf = _load(folder, dtype)
+        hf = hf.to(device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"{config.model} does not fit into the memory of {device} in {dtype}; use --dtype bfloat16, another "
+            "--device or a smaller model"
+        ) from None
+    hf = hf.eval().requires_grad_(False)
+    return Model(hf, tokenizer, config.model, checkpoint.revision, checkpoint.family, device, dtype, reason)
+
+
+def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Tokenizer and model of a checked folder; every weight of the text decoder must come from its files."""
+    import transformers
+
     # 4.50-4.55 know only torch_dtype, later versions warn about it.
     old = tuple(int(x) for x in transformers.__version__.split(".")[:2]) < (4, 56)
-    kwargs: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     try:
-        hf_config = transformers.AutoConfig.from_pretrained(source, **kwargs)
-        family = FAMILIES.get(hf_config.model_type)
-        if family is None:
-            raise RequestError(
-                f"--model: {config.model} is of the family {hf_config.model_type!r}; supported: {', '.join(FAMILIES)}"
-            )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **kwargs)
-        hf = transformers.AutoModelForCausalLM.from_pretrained(
-            source, use_safetensors=True, attn_implementation="eager",
-            **{"torch_dtype" if old else "dtype": dtype}, **kwargs,
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, attn_implementation="eager", output_loading_info=True,
+            **{"torch_dtype" if old else "dtype": dtype}, **LOCAL,
         )  # fmt: skip
-    except (OSError, ValueError) as error:
-        if isinstance(error, RequestError):
+    except Exception as error:  # configurations and tokenizers break in as many ways as there are files
+        if is_out_of_memory(error):
             raise
-        raise RequestError(_explain(config.model, error)) from error
-    hf: Any = hf.to(device)  # type: ignore[arg-type]
-    hf = hf.eval().requires_grad_(False)
-    return Model(hf, tokenizer, config.model, getattr(hf.config, "_commit_hash", None), family, device, dtype)
-
-
-def _explain(model: str, error: Exception) -> str:
-    text = str(error)
-    if any(mark in text for mark in ("401", "403", "gated", "restricted")):
-        return (
-            f"--model: access to {model} was refused. Accept the licence at https://huggingface.co/{model}, then set "
-            "HF_TOKEN or run `hf auth login`; --model demo needs neither."
+        raise unloadable(folder, error) from error
+    hf, report = loaded
+    wrong = [*map(str, report["mismatched_keys"]), *map(str, report["error_msgs"])]
+    if wrong or report["missing_keys"]:
+        lacks = sorted(map(str, report["missing_keys"]))
+        raise RequestError(
+            f"--model: {folder} does not hold the model that its config.json describes: "
+            f"{len(lacks)} weights are missing, {len(wrong)} have another size (first: {[*lacks, *wrong][0][:200]}). "
+            "Nothing is ever filled in at random; fetch the files again."
         )
-    return f"--model: {model} could not be loaded ({text.splitlines()[0][:200]}); expected demo, an id or a folder"
+    return tokenizer, hf
+
+
+def unloadable(folder: Path, error: Exception) -> RequestError:
+    """What to say of a model folder that transformers cannot read."""
+    text = " ".join(str(error).split())[:300]
+    return RequestError(
+        f"--model: {folder} could not be loaded ({type(error).__name__}: {text}); its files do not fit together, so "
+        "fetch them again"
+    )
 
 
 def check_finite(x: torch.Tensor, layer: int) -> None:

@@ -113,10 +113,10 @@ def measure_nulls(
     prompts = table.controls(sorted({e["concept"] for e in entries}))
     tasks: list[Task] = []
     for layer in sorted({layer for layer, _ in keys}):
-        mine = [j for at, j in keys if at == layer]
+        mine = tuple(j for at, j in keys if at == layer)
         for u, start in enumerate(range(0, len(mine), NULLS_PER_UNIT)):
-            some = tuple(mine[start : start + NULLS_PER_UNIT])
-            compute = lambda layer=layer, some=some: experiment.null_unit(layer, some, prompts)
+            some = mine[start : start + NULLS_PER_UNIT]
+            compute = lambda layer=layer, mine=mine, some=some: experiment.null_unit(layer, mine, some, prompts)
             tasks.append((f"validation/L{layer:02d}_nulls_{u:03d}.safetensors", compute))
     done = parts.map(tasks, "Stage 3: damaging null neurons", "unit") if tasks else []
     drops = np.concatenate([d["drop"] for d in done]) if done else np.zeros((0, len(table.engine)))

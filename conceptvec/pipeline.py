@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conceptvec.concepts import load_concepts
 from conceptvec.config import Config, parse_layers
+from conceptvec.errors import RequestError
+from conceptvec.preflight import preflight
 from conceptvec.results import Results, load_results
 from conceptvec.store import RunFolder
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from conceptvec.models import Model
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = timedelta(hours=2)  # how long a process waits for the slowest of the others before it gives up
 
 
 def run(config: Config) -> Results:
@@ -30,16 +33,22 @@ def run(config: Config) -> Results:
         RequestError: the request is bad (nothing was changed).
         RunError: the run failed; what was finished is kept.
     """
-    load_concepts(config.concepts)  # a bad file should fail before a model is loaded
+    plan = preflight(config)  # before anything is downloaded or loaded
+    for note in plan["warnings"]:
+        logger.warning(note)
+    if plan["problems"]:
+        raise RequestError("; ".join(plan["problems"]))
     import torch
 
     from conceptvec.extraction import extract
     from conceptvec.models import load_model
     from conceptvec.scoring import score
     from conceptvec.validation import validate
+    from conceptvec.weights import load_weights
 
     watch = Watch()
-    model = load_model(config)
+    streamed = config.stages == (1,)  # the projection needs no forward pass
+    model = load_weights(config) if streamed else load_model(config)
     parts = open_run(model, config)
     watch.lap("load")
     candidates = extract(model, config, parts)
@@ -53,7 +62,10 @@ def run(config: Config) -> Results:
         results = Results.partial(model, config, candidates, scored)
     parts.finish()
     results.document["timings"] = watch.laps
-    results.document["resources"] = {"peak_memory_bytes": peak_memory()}
+    repeated, full = (sum(int(p.fallbacks[i]) for p in candidates.layers) for i in (0, 1))
+    results.document["resources"] = {
+        "peak_memory_bytes": peak_memory(), "readouts_repeated": repeated, "readouts_ranked_in_full": full,
+    }  # fmt: skip
     if model.device.type == "cuda":
         results.document["resources"]["peak_device_bytes"] = torch.cuda.max_memory_allocated()
     save_run(results, model, config, parts)
@@ -66,11 +78,9 @@ def open_run(model: Model, config: Config) -> RunFolder:
     Raises:
         RequestError: the folder belongs to another configuration or model, or the layers are not the model's.
     """
-    from conceptvec.models import choose_device
-
     parse_layers(config.layers, model.n_layers)
     folder = config.folder(model.device.type)
-    return RunFolder(folder, config, model.facts(), processes(choose_device(config.device)))
+    return RunFolder(folder, config, model.facts(), processes())
 
 
 def save_run(results: Results, model: Model, config: Config, parts: RunFolder) -> Path:
@@ -118,19 +128,28 @@ def export_vectors(model: Model, config: Config, results: Results, path: Path) -
     write_atomic(path, save({"vectors": vectors, "readout_directions": directions}, metadata))
 
 
-def processes(device: Any) -> Any:
-    """The other processes of a `torchrun` or `accelerate launch`, or None where this one is alone."""
+def processes() -> Any:
+    """The other processes of a `torchrun` or `accelerate launch`, or None where this one is alone.
+
+    They share files and wait for each other, nothing more, so gloo does on every device.
+    """
     import os
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
     from accelerate import PartialState
 
-    return PartialState(cpu=device.type == "cpu")
+    return PartialState(cpu=True, timeout=PATIENCE)
 
 
 def peak_memory() -> int:
     """The largest resident size of this process so far, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

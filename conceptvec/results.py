@@ -96,7 +96,7 @@ class Results(Mapping[str, Any]):
                 "validation_flops": None,
                 "parameters_examined": candidates.total * model.hidden_size,
             },
-            "timings": {}, "resources": {},
+            "timings": {}, "resources": {}, "agreement": dict(candidates.agreement),
             "concept_distribution": {},
             "candidate_distribution": _count(scored.entries, names) if scored else {},
             "labels": scored.labels if scored else {},

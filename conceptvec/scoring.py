@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 from conceptvec import lexicon as lex
 from conceptvec.concepts import ConceptSet, load_concepts
 from conceptvec.config import Config
-from conceptvec.extraction import Candidates, Projections, Projector, null_directions
+from conceptvec.extraction import Candidates, Projections, null_directions
+from conceptvec.projection import Projector
 from conceptvec.store import plain
 
 if TYPE_CHECKING:
@@ -97,9 +98,12 @@ class Scorer:
         self.names, self.threshold = self.lexicon.names, threshold
         found = (self.lexicon.find(t) if not m else ("", -1, 0.0) for t, m in zip(tokens, masked, strict=True))
         self.lemma, self.concept, self.hit = lex.encode(found)
+        self.fragment = np.array([t[:1].islower() for t in tokens])  # goes on with a word, or is a piece of one
         shown = torch.as_tensor(~masked, device=unembedding.device)
-        mean = unembedding[shown].float().mean(0)
         size = unembedding.shape[1]
+        mean = torch.zeros(size, device=unembedding.device)
+        for rows, use in zip(unembedding.split(2**15), shown.split(2**15), strict=True):
+            mean += rows[use].float().sum(0) / shown.sum()
         sketch = torch.eye(size)
         if size > SKETCH:
             sketch = torch.randn(size, SKETCH, generator=torch.Generator().manual_seed(0)) / math.sqrt(SKETCH)
@@ -142,25 +146,27 @@ class Scorer:
             level = np.quantile(column[shown], NEAR)
             if np.median(own) >= level:
                 near = (column >= max(level, np.median(own))) & (nearest == c)
-                self.soft[near & shown & (self.concept < 0) & (self.lemma >= 0)] = c
+                self.soft[near & shown & (self.concept == -1) & (self.lemma >= 0)] = c
 
     def __call__(self, ids: np.ndarray, kurtosis: np.ndarray, null: np.ndarray | None = None) -> Lists:
         """Score n lists of token ids (n, k), strongest first; `null` holds the sorted coherences of the nulls."""
-        hard = lex.weigh(self.lemma[ids], self.concept[ids], self.hit[ids], len(self.names))
-        soft = self.soft[ids] >= 0
-        concept = np.where(soft, self.soft[ids], self.concept[ids])
-        wide = lex.weigh(self.lemma[ids], concept, np.where(soft, 0.5, self.hit[ids]), len(self.names))
+        groups = lex.Groups(self.lemma[ids])
+        hard = groups.weigh(self.concept[ids], self.hit[ids], len(self.names))
+        soft = self.soft[ids]
+        wide = groups.weigh(
+            np.where(soft >= 0, soft, self.concept[ids]), np.where(soft >= 0, 0.5, self.hit[ids]), len(self.names)
+        )
+        score = lex.combine(wide.share, hard.words, wide.rival_share)
         same = (wide.concept == hard.concept) & (hard.concept >= 0)
-        curve = np.interp(wide.share, [0, lex.SHARE_AT_THRESHOLD, lex.SHARE_AT_ONE], [0, 0.75, 1])
-        score = np.minimum(curve, hard.words / lex.WORDS_AT_ONE)
-        score = np.where(wide.rival_share > lex.RIVAL * wide.share, score / 2, score)
         score = np.where(same, score, np.minimum(hard.score, score))
         rival = (wide.rival_share > lex.RIVAL * wide.share) & (hard.words >= 2)
         coherence = self.coherence(ids, hard.first)
         percentile = np.searchsorted(null, coherence) / len(null) if null is not None else np.zeros(len(ids))
         margin = self._margin(ids, hard.first)
         label = np.where(rival | (score >= self.threshold / 2), -2, -1)
-        label = np.where(percentile >= COHERENT, -4, label)
+        words, real = central(ids, hard.first)
+        whole = (self.fragment[words] & real).sum(1) <= real.sum(1) / 2
+        label = np.where((percentile >= COHERENT) & whole, -4, label)
         label = np.where(hard.repeated >= lex.LEXICAL, -3, label)
         label = np.where((score >= self.threshold) & (hard.concept >= 0), hard.concept, label)
         components = {
@@ -172,7 +178,7 @@ class Scorer:
 
     def coherence(self, ids: np.ndarray, first: np.ndarray) -> np.ndarray:
         """Mean pairwise cosine of the first 20 distinct words of each list."""
-        use = first & (np.cumsum(first, 1) <= COHERENCE_WORDS)
+        ids, use = central(ids, first)
         n = use.sum(1)
         total = np.zeros((len(ids), self.embedding.shape[1]), np.float32)
         for column in range(ids.shape[1]):
@@ -212,8 +218,8 @@ def score(candidates: Candidates, model: Model, config: Config) -> Scored:
     per_layer, filtered = [], 0
     for projections in tqdm(candidates.layers, desc="Stage 2: scoring", unit="layer"):
         null_lists, kurtosis = _null_lists(model, projector, projections.layer, config)
-        null_coherence = scorer.coherence(null_lists, _first(scorer, null_lists))
-        null = scorer(null_lists, kurtosis, np.sort(null_coherence))
+        null_coherence = np.sort(scorer.coherence(null_lists, lex.Groups(scorer.lemma[null_lists]).first))
+        null = scorer(null_lists, kurtosis, null_coherence)
         histogram["null"] += _histogram(null.score)
         reached = int((null.label >= 0).sum())
         per_layer.append({"layer": projections.layer, "lists": len(null_lists), "reached": reached})
@@ -221,7 +227,7 @@ def score(candidates: Candidates, model: Model, config: Config) -> Scored:
         filtered += len(passing)
         for pole in "+-":
             ids, values = (x[passing] for x in projections.pole(pole))
-            lists = scorer(ids, projections.kurtosis[passing], np.sort(null_coherence))
+            lists = scorer(ids, projections.kurtosis[passing], null_coherence)
             histogram["poles"] += _histogram(lists.score)
             labels.update(scorer.names[i] if i >= 0 else LABELS[int(i)] for i in lists.label)
             for row in np.flatnonzero((lists.label >= 0) | (lists.label == -4)):
@@ -232,19 +238,21 @@ def score(candidates: Candidates, model: Model, config: Config) -> Scored:
                 if lists.label[row] >= 0:
                     entries.append(entry | {"concept": scorer.names[lists.label[row]]})
                 else:
-                    others.append(entry | {"mean": scorer.embedding[ids[row, :COHERENCE_WORDS]].mean(0)})
+                    others.append(entry | {"words": ids[row][lex.Groups(scorer.lemma[ids[row]][None]).first[0]]})
     entries.sort(key=lambda e: (-e["score"], e["id"]))
     total = sum(x["lists"] for x in per_layer)
     reached = sum(x["reached"] for x in per_layer)
     return Scored(
-        entries, dict(sorted(labels.items())), filtered, _groups(others),
+        entries, dict(sorted(labels.items())), filtered, group(others, scorer.embedding, candidates.tokens),
         {"lists": total, "reached_threshold": reached, "share": reached / max(total, 1), "layers": per_layer},
         {k: v.tolist() for k, v in histogram.items()}, candidates, concepts,
     )  # fmt: skip
 
 
-def _first(scorer: Scorer, ids: np.ndarray) -> np.ndarray:
-    return lex.weigh(scorer.lemma[ids], scorer.concept[ids], scorer.hit[ids], len(scorer.names)).first
+def central(ids: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first `COHERENCE_WORDS` distinct words of each list: ids (n, w), and bool (n, w) which of them are real."""
+    at = np.argsort(~first, axis=1, kind="stable")[:, :COHERENCE_WORDS]
+    return np.take_along_axis(ids, at, axis=1), np.take_along_axis(first, at, axis=1)
 
 
 def _histogram(scores: np.ndarray) -> np.ndarray:
@@ -254,9 +262,8 @@ def _histogram(scores: np.ndarray) -> np.ndarray:
 def _null_lists(model: Model, projector: Projector, layer: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Both poles of the layer's null directions: (2·n, k) token ids, and their readouts' kurtosis."""
     directions = null_directions(model, layer, config.fold, NULL_DIRECTIONS, config.seed)
-    parts = [[t.cpu().numpy() for t in projector(d)] for d in directions.split(config.batch_size)]
-    top, bottom, kurtosis = (np.concatenate([p[i] for p in parts]) for i in (0, 2, 6))
-    return np.concatenate([top, bottom]), np.concatenate([kurtosis, kurtosis])
+    found = projector(directions, config.batch_size)
+    return torch.cat([found.top_ids, found.bottom_ids]).numpy(), found.kurtosis.repeat(2).numpy()
 
 
 def vector_id(layer: int, neuron: int, pole: str) -> str:
@@ -276,21 +283,36 @@ def _entry(
     }  # fmt: skip
 
 
-def _groups(others: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Coherent lists outside the concepts, gathered by cosine (most coherent first), named by their central tokens."""
+def group(others: list[dict[str, Any]], embedding: np.ndarray, tokens: list[str]) -> list[dict[str, Any]]:
+    """Coherent lists outside the concepts, gathered by cosine and named by their central tokens, largest first.
+
+    The most coherent list opens a group; a list joins the first group whose opener's mean embedding is within
+    `SAME_GROUP` of its own. A group's central tokens are nearest to its mean, weighted by how many lists have them.
+
+    Args:
+        others: entries with their distinct words as token ids under ``words``.
+        embedding: unit rows (V, s).
+        tokens: text of every token.
+    """
     groups: list[dict[str, Any]] = []
     for entry in sorted(others, key=lambda e: (-e["score_components"]["coherence"], e["id"])):
-        mean = entry.pop("mean")
-        mean = mean / max(float(np.linalg.norm(mean)), 1e-9)
+        words = entry["words"][:COHERENCE_WORDS]
+        mean = _unit(embedding[words].sum(0))
         home = next((g for g in groups if float(g["mean"] @ mean) >= SAME_GROUP), None)
         if home is None:
-            home = {"name": ", ".join(t.strip() for t, _ in entry["top_tokens"][:3]), "mean": mean, "ids": []}
-            home |= {
-                "coherence": entry["score_components"]["coherence"],
-                "tokens": [t for t, _ in entry["top_tokens"][:10]],
-            }
+            home = {"mean": mean, "ids": [], "words": [], "coherence": entry["score_components"]["coherence"]}
             groups.append(home)
         home["ids"].append(entry["id"])
-    for group in groups:
-        del group["mean"]
+        home["words"].append(words)
+    for home in groups:
+        ids, count = np.unique(np.concatenate(home.pop("words")), return_counts=True)
+        near = embedding[ids] @ _unit((embedding[ids] * count[:, None]).sum(0)) * count
+        best = dict.fromkeys(tokens[ids[i]].strip() for i in np.lexsort((ids, -near)))
+        home["tokens"] = list(best)[:10]
+        home["name"] = ", ".join(home["tokens"][:3])
+        del home["mean"]
     return sorted(groups, key=lambda g: (-len(g["ids"]), g["name"]))
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / max(float(np.linalg.norm(vector)), 1e-9)

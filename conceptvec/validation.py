@@ -14,7 +14,7 @@ from conceptvec.nulls import Entry, Nulls, calibration, measure_nulls, selectivi
 from conceptvec.results import Results
 from conceptvec.scoring import Scored
 from conceptvec.store import Arrays, Parts, Task, plain
-from conceptvec.verdict import VERDICTS, verdict
+from conceptvec.verdict import VERDICTS, untestable, verdict
 
 if TYPE_CHECKING:
     from conceptvec.activations import Activations
@@ -36,14 +36,17 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
         the results of the whole run.
 
     Raises:
-        RunError: a forward pass gives NaN or infinity.
+        RunError: a forward pass gives NaN or infinity, or a sample of damaged passes does not agree with the CPU.
     """
+    from conceptvec.selfcheck import damage_agreement
+
     parts = parts or Parts()
+    checked = damage_agreement(model, config, [p.layer for p in scored.candidates.layers])
     prompts, activations = scored.concepts.prompts(), scored.candidates.activations
     entries = [dict(e) for e in scored.entries if e["concept"] in prompts]
     table = PromptTable.build(model, config, prompts)
     experiment = Experiment(model, config, table, activations.mean)
-    at_end = experiment.activations([p.layer for p in scored.candidates.layers] if entries else [])
+    at_end = table.engine.at_answers([p.layer for p in scored.candidates.layers]) if entries else {}
     for e in entries:
         e["firing_share"] = firing(e, activations, table, at_end)
     measured = measure(experiment, entries, parts)
@@ -56,7 +59,11 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
         e["activation"] = activations.of(e["layer"], e["neuron"], model)
     entries.sort(key=lambda e: (VERDICTS.index(e["verdict"]), -(e["selectivity"] or 0.0), e["id"]))
     cost = sum((m["cost"] for m in measured), nulls.cost) + _dose_response(experiment, entries, parts)
-    return Results.build(model, config, scored, table, entries, calibration(nulls, table, entries, config.seed), cost)
+    results = Results.build(
+        model, config, scored, table, entries, calibration(nulls, table, entries, config.seed), cost
+    )
+    results.document["agreement"]["damage"] = checked
+    return results
 
 
 def firing(e: Entry, activations: Activations, table: PromptTable, at_end: dict[int, np.ndarray]) -> float:
@@ -75,12 +82,14 @@ def measure(experiment: Experiment, entries: Sequence[Entry], parts: Parts) -> l
     where: dict[int, tuple[int, int]] = {}
     for layer in sorted({e["layer"] for e in entries}):
         mine = sorted((i for i, e in enumerate(entries) if e["layer"] == layer), key=lambda i: entries[i]["id"])
+        neurons = tuple(sorted({entries[i]["neuron"] for i in mine}))
         for start in range(0, len(mine), CANDIDATES_PER_UNIT):
             unit = mine[start : start + CANDIDATES_PER_UNIT]
             where |= {i: (len(tasks), row) for row, i in enumerate(unit)}
             name = f"validation/L{layer:02d}_candidates_{start // CANDIDATES_PER_UNIT:03d}.safetensors"
             some = [entries[i] for i in unit]
-            tasks.append((name, lambda layer=layer, some=some: experiment.candidate_unit(layer, some)))
+            compute = lambda layer=layer, neurons=neurons, some=some: experiment.candidate_unit(layer, neurons, some)
+            tasks.append((name, compute))
     done = parts.map(tasks, "Stage 3: damaging candidates", "unit") if tasks else []
     return [{k: v[where[i][1]] for k, v in done[where[i][0]].items()} for i in range(len(entries))]
 
@@ -89,7 +98,8 @@ def judge(entries: Sequence[Entry], measured: Sequence[Arrays], nulls: Nulls, ex
     """Fill every entry with its statistics and verdict.
 
     p is the larger of two: against the null neurons, and of a label permutation. q is Benjamini-Hochberg over all
-    entries. A candidate that was stopped early has fewer draws than the nulls, so its p is 1, which is always valid.
+    that are tested; what is `untestable` has neither. A candidate that was stopped early has fewer draws than the
+    nulls, so its p is 1, which is always valid.
     """
     table, kinds, seed = experiment.table, experiment.config.damage, experiment.config.seed
     for e, m in zip(entries, measured, strict=True):
@@ -105,27 +115,32 @@ def judge(entries: Sequence[Entry], measured: Sequence[Arrays], nulls: Nulls, ex
         e |= e["damage"][kinds[0]]
         concept, unrelated = m["drop"][0][mine], m["drop"][0][others]
         e["split_half"] = [plain(half.mean()) if len(half) else None for half in (concept[::2], concept[1::2])]
-        if not len(concept) or not len(unrelated):
-            e |= {"ci95": [None, None], "p_value": None, "p_null": None, "p_labels": None, "n_nulls": 0}
+        e |= {"ci95": [None, None], "p_value": None, "p_null": None, "p_labels": None, "n_nulls": 0}
+        rng = np.random.default_rng([seed, e["layer"], e["neuron"], int(e["pole"] == "+"), 5])
+        if len(concept) and len(unrelated):
+            e["ci95"] = [plain(x) for x in stats.bootstrap_selectivity(concept, unrelated, rng)]
+        if untestable(e):
             continue
         own = {(x["layer"], x["neuron"]) for x in entries if x["concept"] == e["concept"]}
         null = nulls.statistics(table, e["concept"], own)
-        rng = np.random.default_rng([seed, e["layer"], e["neuron"], int(e["pole"] == "+"), 5])
-        e["ci95"] = [plain(x) for x in stats.bootstrap_selectivity(concept, unrelated, rng)]
         p_null = stats.null_p(float(stats.welch_t(concept, unrelated)), null)
         p_labels = stats.permutation_p(concept, unrelated, rng)
         p = 1.0 if e["stopped_early"] else max(p_null, p_labels)
         e |= {"p_value": plain(p), "p_null": plain(p_null), "p_labels": plain(p_labels), "n_nulls": len(null)}
-    q = stats.benjamini_hochberg(np.array([1.0 if e["p_value"] is None else e["p_value"] for e in entries]))
-    for e, value in zip(entries, q, strict=True):
-        e["q_value"] = None if e["p_value"] is None else plain(value)
+    tested = [e for e in entries if e["p_value"] is not None]
+    q = stats.benjamini_hochberg(np.array([e["p_value"] for e in tested]))
+    for e in entries:
+        e["q_value"] = None
+    for e, value in zip(tested, q, strict=True):
+        e["q_value"] = plain(value)
+    for e in entries:
         e["verdict"], e["failed"] = verdict(e)
         e["validated"] = e["verdict"] == "validated"
 
 
 def _dose_response(experiment: Experiment, entries: Sequence[Entry], parts: Parts) -> np.ndarray:
     """Add the dose-response to the validated entries; returns its cost."""
-    some = [e for e in entries if e["validated"]]
+    some = sorted((e for e in entries if e["validated"]), key=lambda e: e["id"])  # rising layers
     tasks: list[Task] = [
         (f"validation/dose_{e['id']}.safetensors", lambda e=e: experiment.dose_unit(e["layer"], e)) for e in some
     ]

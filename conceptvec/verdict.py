@@ -10,6 +10,7 @@ MAX_Q = 0.05  # false discovery rate
 AGREEING_KINDS = 2  # damage kinds that must show the effect
 MIN_CONCEPT_PROMPTS, MIN_UNRELATED_PROMPTS = 8, 16  # fewer known prompts are inconclusive
 FIRING_SHARE = 0.25  # part of the concept's prompts on which the neuron must fire with the pole's sign
+INACTIVE = "does not fire with its pole's sign"
 VERDICTS = ("validated", "not_specific", "no_effect", "inactive", "inconclusive")
 
 
@@ -27,16 +28,10 @@ def verdict(entry: dict[str, Any]) -> tuple[str, list[str]]:
     zero, an unrelated drop of at most half the concept drop, and q ≤ 0.05 (else `not_specific`).
     """
     damage = entry["damage"]
-    enough = {
-        "too few known concept prompts": entry["n_concept_prompts"] >= MIN_CONCEPT_PROMPTS,
-        "too few known unrelated prompts": entry["n_unrelated_prompts"] >= MIN_UNRELATED_PROMPTS,
-        "fewer than two kinds of damage": len(damage) >= AGREEING_KINDS,
-    }
-    if not all(enough.values()):
-        return "inconclusive", _failed(enough)
+    if missing := untestable(entry):
+        return "inactive" if missing == [INACTIVE] else "inconclusive", missing
     agreeing = [agrees(d["concept_drop"], d["selectivity"]) for d in damage.values()]
     checks = {
-        "inactive": {"does not fire with its pole's sign": entry["firing_share"] >= FIRING_SHARE},
         "no_effect": {
             "concept drop under the floor": entry["concept_drop"] >= EFFECT_FLOOR,
             "damage kinds disagree": sum(agreeing) >= AGREEING_KINDS,
@@ -55,6 +50,20 @@ def verdict(entry: dict[str, Any]) -> tuple[str, list[str]]:
 
 def _failed(conditions: dict[str, bool]) -> list[str]:
     return [text for text, holds in conditions.items() if not holds]
+
+
+def untestable(entry: dict[str, Any]) -> list[str]:
+    """What keeps a pole from being tested at all, known before anything is damaged; empty where it is tested.
+
+    Only tested poles share the correction for multiple testing: leaving out hypotheses by something other than their
+    outcome keeps the false discovery rate (independent filtering, Bourgon et al. 2010).
+    """
+    enough = {
+        "too few known concept prompts": entry["n_concept_prompts"] >= MIN_CONCEPT_PROMPTS,
+        "too few known unrelated prompts": entry["n_unrelated_prompts"] >= MIN_UNRELATED_PROMPTS,
+        "fewer than two kinds of damage": len(entry["damage"]) >= AGREEING_KINDS,
+    }
+    return _failed(enough) or _failed({INACTIVE: entry["firing_share"] >= FIRING_SHARE})
 
 
 def hopeless(fires: float, other_kinds: list[tuple[float, float]]) -> bool:

@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=DATA / "corpus.txt", help="where the passages go")
     parser.add_argument("--report-only", action="store_true")
     for name, value in (
-        ("seed", 0), ("steps", 1500), ("batch", 64), ("passages", 40_000), ("vocab", 4096), ("hidden", 96), ("mlp", 32), ("layers", 4),
+        ("seed", 0), ("steps", 1500), ("batch", 64), ("passages", 40_000), ("vocab", 4096), ("hidden", 96), ("mlp", 40), ("layers", 4),
         ("heads", 4), ("head-dim", 16), ("lr", 4e-3), ("weight-decay", 1.0), ("embedding-decay", 1.0), ("sparsity", 0.1), ("threads", 2),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=type(value), default=value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs one process per core
 
 import pytest
 import torch
@@ -100,3 +102,32 @@ def tiny_folder(tmp_path: Path) -> Path:
 def config() -> Config:
     """A quick configuration on the CPU."""
     return Config(device="cpu", top_k=10, batch_size=7, nulls=10)
+
+
+def concepts_document() -> dict[str, Any]:
+    """Two concepts in the words of the tiny tokenizer."""
+
+    def prompts(cue: str, answers: list[str]) -> list[dict[str, str]]:
+        return [{"prompt": f"w{i} w{i + 1} {cue}", "answer": " " + answers[i % 12]} for i in range(26)]
+
+    return {
+        "concepts": {
+            "animals": {"keywords": ANIMALS, "prompts": prompts("zoo", ANIMALS)},
+            "colors": {"keywords": COLORS, "prompts": prompts("paint", COLORS)},
+        },
+        "neutral_prompts": [{"prompt": f"w{i} w{i + 3}", "answer": f" w{i + 7}"} for i in range(60)],
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: Any) -> list[str]:
+    """The arguments of a quick but complete run: tiny random Gemma 3, two concepts, many candidates, 30 nulls."""
+    folder = tmp_path_factory.mktemp("tiny_run")
+    make_hf().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    (folder / "concepts.json").write_text(json.dumps(concepts_document()))
+    (folder / "corpus.txt").write_text("\n".join(f"w{i} w{i + 1} w2 {ANIMALS[i % 12]} w4" for i in range(60)))
+    return [
+        "run", "--device", "cpu", "--model", str(folder / "model"), "--concepts", str(folder / "concepts.json"),
+        "--corpus", str(folder / "corpus.txt"), "--top-k", "10", "--score-threshold", "0.05", "--nulls", "30",
+    ]  # fmt: skip

@@ -46,17 +46,18 @@ def test_damage_equals_weight_edit(family: str, tiny_of) -> None:
     for layer in range(model.n_layers):
         neurons = [3, 11]
         vectors = model.value_vectors(layer).clone()
+        rows = [d for n in neurons for kind in ("zero", "noise")
+                for d in damages(model, layer, n, kind, 0.0, 2, 1.0, None, 5)]  # fmt: skip
+        changes = [(d.neuron, -vectors[d.neuron] if d.scale < 0 else d.direction) for d in rows]
+        expected = np.array([edited(model, layer, n, c) for n, c in changes])
+        untouched = [brute(model, p) for p in PROMPTS]
         for size in (1, 4, 100):
             engine = Engine(model, PROMPTS, size)
             state = engine.state(layer, neurons)
-            rows = [d for n in neurons for kind in ("zero", "noise")
-                    for d in damages(model, layer, n, kind, 0.0, 2, 1.0, None, 5)]  # fmt: skip
-            found, _ = engine.measure(state, rows, everything)
-            changes = [(d.neuron, -vectors[d.neuron] if d.scale < 0 else d.direction) for d in rows]
-            expected = np.array([edited(model, layer, n, c) for n, c in changes])
+            found = engine.measure(state, rows, everything)
             assert np.abs(found - expected).max() < 1e-4
-            clean, _ = engine.measure(state, [Damage(3, 0.0, 0.0, vectors[3])], everything)
-            assert np.abs(clean[0] - [brute(model, p) for p in PROMPTS]).max() < 1e-5
+            clean = engine.measure(state, [Damage(3, 0.0, 0.0, vectors[3])], everything)
+            assert np.abs(clean[0] - untouched).max() < 1e-5
             # The damages do something, so that agreement means something.
             assert np.abs(found - clean).max() > 1e-3
 
@@ -64,7 +65,7 @@ def test_damage_equals_weight_edit(family: str, tiny_of) -> None:
 def test_mean_ablation_replaces_the_activation(tiny) -> None:
     """Mean ablation equals an ordinary pass in which the neuron's activation is a constant."""
     engine, layer, neuron, mean = Engine(tiny, PROMPTS, 50), 1, 4, 0.37
-    found, _ = engine.measure(
+    found = engine.measure(
         engine.state(layer, [neuron]), damages(tiny, layer, neuron, "mean", mean, 1, 1, None, 0), range(6)
     )
 
@@ -95,9 +96,11 @@ def test_divergence_on_neutral_prompts(tiny) -> None:
     neutral = [1, 4]
     state = engine.state(0, [2])
     zero = damages(tiny, 0, 2, "zero", 0.0, 1, 1, None, 0)
-    _, kl = engine.measure(state, zero, neutral, engine.clean_distribution(neutral))
+    pairs = np.array([(0, p) for p in range(6)])
+    _, kl = engine.measure_pairs(state, zero, pairs, engine.clean_distribution(neutral))
+    assert np.isnan(kl).tolist() == [p not in neutral for p in range(6)]
     weight = tiny.layers[0].mlp.down_proj.weight
-    for column, p in enumerate(neutral):
+    for p in neutral:
         ids, start = split_answer(tiny, PROMPTS[p])
         with torch.inference_mode():
             before = tiny.hf(input_ids=torch.tensor([ids])).logits[0, start - 1].double().log_softmax(0)
@@ -105,7 +108,7 @@ def test_divergence_on_neutral_prompts(tiny) -> None:
             weight[:, 2] = 0
             after = tiny.hf(input_ids=torch.tensor([ids])).logits[0, start - 1].double().log_softmax(0)
             weight[:, 2] = keep
-        assert abs(kl[0, column] - float((before.exp() * (before - after)).sum())) < 1e-5
+        assert abs(kl[p] - float((before.exp() * (before - after)).sum())) < 1e-5
 
 
 def test_nothing_is_written(tiny) -> None:

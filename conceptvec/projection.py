@@ -1,0 +1,266 @@
+"""The exact projection of directions onto a vocabulary: both poles and the moments of every readout from one product.
+
+For a direction d the readout is ``z_t = E_t · d`` over the shown tokens t. No readout is ever kept:
+
+1. The vocabulary is cut into chunks whose part of the readout stays in the cache. A chunk's product is taken in the
+   **preselection precision**: bfloat16 where the processor has units for it, float32 elsewhere.
+2. Blocks of 32 tokens are reduced to their extremes. Only blocks that reach past the `keep` best tokens so far are
+   looked into; their tokens are merged into these. Variance, skew and kurtosis come from power sums about the mean
+   ``d · mean(E)``, taken while the chunk is in the cache.
+3. The survivors' values are computed again in float64 and rounded to float32 **correctly**: where the float64 error
+   leaves the rounding open, the sum is repeated without error (`math.fsum`). Ids and values are thus a function of
+   the direction and the weights alone, whatever the batch, the chunks, the threads or the device. Ties: lower id.
+4. A row is **safe** if its k-th exact value lies above everything left behind plus the rounding error of the
+   preselection (Cauchy-Schwarz with the measured quantisation residuals, Higham's γ_H for the sums), and if every
+   survivor's first value is within that error, which tells of a device that computes wrongly. Rows that fail are
+   repeated in float32 with more survivors, and ranked from the full float64 readout if they fail again. Both are
+   counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from conceptvec.memory import Batch
+
+BLOCK = 32  # tokens per block extreme
+COLUMNS = {"cpu": 8192, "mps": 65_536, "cuda": 65_536}  # tokens per chunk, where the readout's part fits the cache
+SPARE = {torch.float32: 14, torch.bfloat16: 110}  # survivors beyond k that guard against rounding
+MORE = {torch.float32: 200}  # the same where a row is repeated
+SLICE = {"cpu": 2**17, "mps": 2**24, "cuda": 2**26}  # elements of the survivors' rows in float64 at a time
+
+
+class Readouts(NamedTuple):
+    """Both poles (n, k) and the moments (n,) of n readouts, on the CPU."""
+
+    top_ids: torch.Tensor  # most promoted first
+    top_values: torch.Tensor
+    bottom_ids: torch.Tensor  # most suppressed first
+    bottom_values: torch.Tensor
+    variance: torch.Tensor
+    skew: torch.Tensor
+    kurtosis: torch.Tensor  # excess
+    mean: torch.Tensor
+
+
+def preselection(device: torch.device) -> torch.dtype:
+    """The precision in which survivors are found fastest: bfloat16 where the hardware multiplies it natively."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device)[0] >= 8
+    else:
+        try:
+            flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        except OSError:  # not Linux
+            flags = ""
+        units = "amx_bf16" in flags or "avx512_bf16" in flags
+        native = device.type == "cpu" and units and torch.backends.mkldnn.is_available()
+    return torch.bfloat16 if native else torch.float32
+
+
+class Projector:
+    """Projects directions (n, H) of the residual stream onto the shown tokens of an unembedding.
+
+    Args:
+        unembedding: (V, H) on the device of the computation, float32 or bfloat16; it is read, never copied as a whole.
+        masked: bool (V,); these tokens never appear.
+        top_k: tokens per pole; at most the number of shown tokens are kept.
+        precision: of the preselection; the fastest by default.
+        columns: tokens per chunk.
+
+    Attributes:
+        fallbacks: so far, rows repeated in float32 with more survivors, rows ranked from a full float64 readout.
+    """
+
+    def __init__(
+        self, unembedding: torch.Tensor, masked: torch.Tensor, top_k: int, *,
+        precision: torch.dtype | None = None, columns: int | None = None,
+    ) -> None:  # fmt: skip
+        self.unembedding, self.device = unembedding, unembedding.device
+        self.shown = torch.nonzero(~masked.cpu()).flatten()
+        self.k = min(top_k, len(self.shown))
+        self.precision = precision or preselection(self.device)
+        self.columns = max(BLOCK, (columns or COLUMNS[self.device.type]) // BLOCK * BLOCK)
+        # float64 is missing on MPS; there the few exact sums are taken on the CPU.
+        self.exact = torch.device("cpu") if self.device.type == "mps" else self.device
+        self.fallbacks = np.zeros(2, np.int32)
+        total = torch.zeros(unembedding.shape[1], dtype=torch.float64)
+        self.largest, self.residual = 0.0, 0.0  # of the rows' norms, and of their distance to bfloat16
+        for _, rows in self._chunks(torch.float32):
+            total += rows.sum(0).cpu().double()
+            self.largest = max(self.largest, float(torch.linalg.vector_norm(rows, dim=1).max()))
+            if self.precision is torch.bfloat16 and unembedding.dtype is not torch.bfloat16:
+                gap = rows - rows.bfloat16().float()
+                self.residual = max(self.residual, float(torch.linalg.vector_norm(gap, dim=1).max()))
+        self.mean = (total / max(len(self.shown), 1)).float().to(self.device)
+
+    def _chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
+        """(index of the first shown token, its and the following rows (C, H)); a view where nothing is masked."""
+        for start in range(0, len(self.shown), self.columns):
+            ids = self.shown[start : start + self.columns]
+            first, last = int(ids[0]), int(ids[-1]) + 1
+            whole = last - first == len(ids)
+            rows = self.unembedding[first:last] if whole else self.unembedding[ids.to(self.device)]
+            yield start, rows.to(dtype)
+
+    def __call__(self, directions: torch.Tensor, batch_size: int = 200) -> Readouts:
+        """Both poles and the moments of n readouts, batch by batch; a batch that does not fit in memory is halved."""
+        directions = directions.to(self.device, torch.float32)
+        batch = Batch(batch_size, "value vectors")
+        out, unsafe = batch.run(lambda n: self._project(directions, self.precision, SPARE, n))
+        if len(unsafe):
+            self.fallbacks[0] += len(unsafe)
+            rest = directions[unsafe.to(self.device)]
+            again, still = batch.run(lambda n: self._project(rest, torch.float32, MORE, n))
+            for old, new in zip(out, again, strict=True):
+                old[unsafe] = new
+            unsafe = unsafe[still]
+        self.fallbacks[1] += len(unsafe)
+        for row in unsafe.tolist():
+            for ids, values, sign in ((out.top_ids, out.top_values, 1.0), (out.bottom_ids, out.bottom_values, -1.0)):
+                ids[row], values[row] = self._fully(directions[row], sign)
+        return out._replace(top_ids=self.shown[out.top_ids], bottom_ids=self.shown[out.bottom_ids])
+
+    def _project(
+        self, directions: torch.Tensor, dtype: torch.dtype, spare: dict[torch.dtype, int], size: int
+    ) -> tuple[Readouts, torch.Tensor]:
+        """Steps 1 to 4 in one precision: the readouts (ids count shown tokens), and the rows that are not safe."""
+        n, shown = len(directions), max(len(self.shown), 1)
+        accumulator = torch.float32 if self.device.type == "mps" else torch.float64
+        mean = directions @ self.mean
+        sums = torch.zeros(3, n, dtype=accumulator, device=self.device)  # of the second to fourth powers
+        high, low = (_Pole(n, min(self.k + spare[dtype], shown), sign, self.device) for sign in (1.0, -1.0))
+        batches = [slice(i, i + size) for i in range(0, n, size)]
+        columns = [directions[at].to(dtype).T.contiguous() for at in batches]  # (H, B) each
+        power = torch.empty(0, device=self.device)
+        # Chunks outside, batches inside: a chunk is gathered and converted once for all directions.
+        for start, rows in self._chunks(dtype):
+            for at, d in zip(batches, columns, strict=True):
+                z = _product(rows, d)  # (C, B)
+                high.add(z, start, at)
+                low.add(z, start, at)
+                if power.shape != z.shape:  # one buffer: fresh memory costs more than the arithmetic
+                    power = torch.empty_like(z)
+                torch.square(z.sub_(mean[at]), out=power)
+                sums[0, at] += power.sum(0)
+                sums[1, at] += z.mul_(power).sum(0)
+                sums[2, at] += power.square_().sum(0)
+        m2, m3, m4 = (s.float().cpu() for s in sums / shown)
+        floor = torch.clamp(m2, min=1e-30)
+        top, top_values, unsafe = self._rank(directions, high, dtype)
+        bottom, bottom_values, also = self._rank(directions, low, dtype)
+        found = Readouts(top, top_values, bottom, bottom_values, m2, m3 / floor**1.5, m4 / floor**2 - 3, mean.cpu())
+        return found, torch.nonzero(unsafe | also).flatten()
+
+    def _slack(self, directions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Bound on |first value − E_t · d| before the product is rounded to its own precision: float64 (n,)."""
+        norm = torch.linalg.vector_norm(directions, dim=1)
+        quantised = directions.to(dtype).float()
+        gap = torch.linalg.vector_norm(directions - quantised, dim=1)
+        rounding = 1.01 * directions.shape[1] * 2.0**-24  # γ_H of float32 sums of products
+        bound = gap * self.largest + (norm + gap) * (self.residual if dtype is torch.bfloat16 else 0.0)
+        bound = bound + rounding * (norm + gap) * (self.largest + self.residual)
+        return 1.001 * bound.cpu().double()  # the bound itself was computed in float32
+
+    def _rank(
+        self, directions: torch.Tensor, pole: _Pole, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A pole's k best by exact value, as ids (n, k) and signed values (n, k), and which rows are not safe (n,)."""
+        n, keep = pole.ids.shape
+        exact = torch.empty(n, keep, dtype=torch.float64)
+        step = max(1, SLICE[self.device.type] // (keep * directions.shape[1]))
+        where = self.shown.to(self.device)[pole.ids]
+        for i in range(0, n, step):
+            rows = self.unembedding.index_select(0, where[i : i + step].flatten()).to(self.exact).double()
+            d = directions[i : i + step].to(self.exact).double()
+            exact[i : i + step] = torch.bmm(rows.view(len(d), keep, -1), d[:, :, None]).squeeze(2)
+        first, ids = pole.values.double().cpu(), pole.ids.cpu()
+        order, best = _order(ids, self._rounded(exact, ids, directions) * pole.sign)
+        # The CPU's bfloat16 product comes rounded to bfloat16; others come in float32.
+        own = 1.01 * 2.0**-8 if dtype is torch.bfloat16 and self.device.type == "cpu" else 0.0
+        margin = self._slack(directions, dtype)[:, None] + own * first.abs()
+        unsafe = ~((first - exact * pole.sign).abs() <= margin).all(1)  # NaN is not safe either
+        if keep < len(self.shown):
+            unsafe |= best[:, self.k - 1] <= (first[:, -1] + margin[:, -1]).float()
+        return order[:, : self.k], best[:, : self.k] * pole.sign, unsafe
+
+    def _rounded(self, exact: torch.Tensor, ids: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+        """Float64 sums (n, m) rounded to the float32 next to the true sum, whatever the order they were summed in."""
+        norm = torch.linalg.vector_norm(directions, dim=1)[:, None].cpu().double()
+        error = directions.shape[1] * 2.0**-53 * 1.01 * self.largest * norm
+        out = (exact - error).float()
+        for row, column in torch.nonzero(out != (exact + error).float()).tolist():
+            e = self.unembedding[int(self.shown[ids[row, column]])].cpu().double()
+            out[row, column] = math.fsum((e * directions[row].cpu().double()).tolist())
+        return out
+
+    def _fully(self, direction: torch.Tensor, sign: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """One pole of one direction from its full float64 readout: ids (k,) and values (k,)."""
+        d = direction.to(self.exact).double()
+        z = torch.cat([rows.to(self.exact).double() @ d for _, rows in self._chunks(torch.float32)]).cpu()
+        error = len(d) * 2.0**-52 * self.largest * float(torch.linalg.vector_norm(direction))
+        near = torch.nonzero(z * sign >= (z * sign).topk(self.k).values[-1] - 2 * error).flatten()
+        order, best = _order(near[None], self._rounded(z[near][None], near[None], direction[None]) * sign)
+        return order[0, : self.k], best[0, : self.k] * sign
+
+
+def _product(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """(C, H) times (H, B) in float32 (with CUDA's bfloat16 product accumulated and given out in float32)."""
+    if rows.dtype is torch.bfloat16 and rows.device.type == "cuda":
+        return torch.mm(rows, columns, out_dtype=torch.float32)
+    return (rows @ columns).float()
+
+
+class _Pole:
+    """The `keep` best tokens so far of each row; values carry the pole's sign, so that larger is better."""
+
+    def __init__(self, n: int, keep: int, sign: float, device: torch.device) -> None:
+        self.sign = sign
+        self.ids = torch.zeros(n, keep, dtype=torch.int64, device=device)  # indices of shown tokens
+        self.values = torch.full((n, keep), -math.inf, device=device)
+
+    def add(self, z: torch.Tensor, start: int, at: slice) -> None:
+        """Merge a chunk of the rows `at`: z (C, B), whose first token is the shown token `start`."""
+        n, keep = z.shape[1], self.ids.shape[1]
+        whole = len(z) // BLOCK * BLOCK
+        tiles = z[:whole].view(-1, BLOCK, n)
+        extremes = tiles.amax(1) if self.sign > 0 else tiles.amin(1).neg_()  # (C / BLOCK, B)
+        level, passes = self.values[at, -1], torch.gt
+        if start == 0 and len(extremes) >= keep:  # at least `keep` tokens are as large as the keep-th block
+            level, passes = extremes.topk(keep, dim=0).values[-1], torch.ge
+        block, row = passes(extremes, level).nonzero(as_tuple=True)
+        inside = tiles[block, :, row] * self.sign  # (m, BLOCK)
+        pair, lane = passes(inside, level[row, None]).nonzero(as_tuple=True)
+        row, token, value = row[pair], block[pair] * BLOCK + lane, inside[pair, lane]
+        if whole < len(z):  # the vocabulary's last, incomplete block
+            rest = z[whole:] * self.sign
+            last, column = passes(rest, level).nonzero(as_tuple=True)
+            row, token = torch.cat([row, column]), torch.cat([token, last + whole])
+            value = torch.cat([value, rest[last, column]])
+        if not len(row):
+            return
+        # Ragged to rectangular: the i-th newcomer of a row goes into column i.
+        order = row.argsort(stable=True)
+        row, token, value = row[order], token[order], value[order]
+        count = torch.bincount(row, minlength=n)
+        column = torch.arange(len(row), device=z.device) - (count.cumsum(0) - count)[row]
+        width = int(count.max())
+        values = torch.full((n, width), -math.inf, device=z.device)
+        ids = torch.zeros(n, width, dtype=torch.int64, device=z.device)
+        values[row, column], ids[row, column] = value, token + start
+        values, best = torch.cat([self.values[at], values], 1).topk(keep, dim=1)
+        self.ids[at] = torch.cat([self.ids[at], ids], 1).gather(1, best)
+        self.values[at] = values
+
+
+def _order(ids: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sort by falling value, equal values by lower id."""
+    by_id = ids.argsort(dim=1)
+    ids, values = ids.gather(1, by_id), values.gather(1, by_id)
+    order = values.argsort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order), values.gather(1, order)

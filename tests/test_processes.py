@@ -1,0 +1,99 @@
+"""Several processes over one run folder: the same results; a lost process is an error and a resume."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conceptvec.cli import main
+from conceptvec.errors import RunError
+from conceptvec.store import RunFolder
+from tests.children import lasting, parts, start, world
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_run, tmp_path_factory) -> Path:
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert start_all([*tiny_run, "--out", str(folder / "run")], folder, [{}]) == [0]
+    return folder / "run"
+
+
+def start_all(argv: list[str], folder: Path, environments: list[dict[str, str]]) -> list[int | None]:
+    """Exit codes of one process per environment."""
+    processes = [start(argv, folder / f"log{i}", env) for i, env in enumerate(environments)]
+    for p in processes:
+        p.join(300)
+    return [p.exitcode for p in processes]
+
+
+def test_three_processes(tiny_run, alone, tmp_path) -> None:
+    argv = [*tiny_run, "--json", "--out", str(tmp_path / "run")]
+    assert start_all(argv, tmp_path, world(3)) == [0, 0, 0], (tmp_path / "log0").read_text()
+    assert lasting(tmp_path / "run") == lasting(alone)
+    assert parts(tmp_path / "run") == parts(alone)
+    assert [p.name for p in (tmp_path / "run").glob("manifest*")] == ["manifest.json"]
+    assert "validation_results" not in (tmp_path / "log1").read_text()  # the first process alone talks
+
+
+def test_torchrun(tiny_run, alone, tmp_path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master-port", "0",
+               "-m", "conceptvec", *tiny_run, "--out", str(tmp_path / "run")]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert lasting(tmp_path / "run") == lasting(alone)
+
+
+def test_a_lost_process_is_an_error_and_a_resume(tiny_run, alone, tmp_path) -> None:
+    argv = [*tiny_run, "--out", str(tmp_path / "run")]
+    first, second = (start(argv, tmp_path / f"log{i}", env) for i, env in enumerate(world(2)))
+    while len(parts(tmp_path / "run")) < 8 and second.is_alive():
+        time.sleep(0.002)
+    second.kill()
+    first.join(120)
+    said = (tmp_path / "log0").read_text()
+    assert first.exitcode == 1 and "another process was lost" in said and "Traceback" not in said
+    assert not list((tmp_path / "run").glob("concept_vector_results*"))
+    assert (tmp_path / "run" / "manifest.rank1.json").exists()
+    assert main(argv) == 0  # one process takes over what two have begun
+    assert lasting(tmp_path / "run") == lasting(alone)
+
+
+def test_a_bad_request_ends_all_processes(tiny_run, tmp_path) -> None:
+    argv = [*tiny_run, "--layers", "9", "--out", str(tmp_path / "run")]
+    assert start_all(argv, tmp_path, world(2)) == [2, 2]
+
+
+def test_waiting_has_an_end(tmp_path) -> None:
+    class Lost:
+        process_index, num_processes = 0, 2
+
+        def wait_for_everyone(self) -> None:
+            raise RuntimeError("[gloo] Timed out waiting 7200000ms for recv operation to complete\nmore")
+
+    from conceptvec import Config
+
+    with pytest.raises(RunError, match="another process was lost .*Run the same command again"):
+        RunFolder(tmp_path, Config(), {"fingerprint": "f", "dtype": "float32", "device": "cpu"}, Lost())
+
+
+def test_a_part_that_never_appears(tmp_path, monkeypatch) -> None:
+    class World:
+        process_index, num_processes = 1, 2
+
+        def wait_for_everyone(self) -> None:
+            pass
+
+    from conceptvec import Config
+
+    monkeypatch.setattr("conceptvec.store.time.sleep", lambda _: None)
+    folder = RunFolder(tmp_path, Config(), {"fingerprint": "f", "dtype": "float32", "device": "cpu"}, World())
+    with pytest.raises(RunError, match="a.safetensors is missing: another process was lost"):
+        folder.map([("a.safetensors", dict), ("b.safetensors", dict)], "", "")
