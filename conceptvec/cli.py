@@ -17,6 +17,7 @@ from conceptvec import __version__
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
 
+STAGE3_OPTIONS = ("damage", "noise_ratio", "noise_sigma", "draws", "nulls", "chat_template", "seed")
 MODEL_OPTIONS = ("model", "revision", "device", "dtype")
 _WHOLE = {"max_vectors", "batch_size", "top_k", "draws", "nulls", "seed"}
 _REAL = {"min_kurtosis", "score_threshold", "noise_ratio", "noise_sigma"}
@@ -79,7 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", metavar="FILE", help="the HTML file (default: report.html beside the results)")
     tokens = command("score-tokens", "score a bare list of tokens, most promoted first, without a model")
     tokens.add_argument("tokens", nargs="+", metavar="TOKEN")
-    tokens.add_argument("--concepts", help="a concepts file (default: the built-in twelve)")
+    tokens.add_argument("--concepts", help="a .json or .txt file, or birds=robin,eagle (default: the built-in twelve)")
+    prompts = command("prompts", "how well the model knows each prompt's answer, and which are left out")
+    _add_options(prompts, (*MODEL_OPTIONS, "batch_size", "concepts", "chat_template", "seed"))
+    calibrate = command("calibrate", "false-validation rate and power of Stage 3 on the model at hand")
+    _add_options(calibrate, (*MODEL_OPTIONS, "layers", "batch_size", "concepts", "corpus", *STAGE3_OPTIONS, "out"))
+    calibrate.add_argument("--vectors", type=int, default=100, help="random neurons (default 100)")
+    calibrate.add_argument("--planted", type=int, default=24, help="planted vectors per strength (default 24)")
     check = command("selfcheck", "whether this device computes correctly")
     _add_options(check, MODEL_OPTIONS)
     return parser
@@ -148,8 +155,43 @@ def _selfcheck(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _prompts(args: argparse.Namespace) -> dict[str, Any]:
+    from conceptvec.concepts import load_concepts
+    from conceptvec.display import knowledge_table
+    from conceptvec.experiment import PromptTable
+    from conceptvec.models import load_model
+
+    config = _config(args)
+    prompts = load_concepts(config.concepts).prompts()
+    model = load_model(config)
+    document = {"model": model.facts(), "concepts": PromptTable.build(model, config, prompts).knowledge(prompts)}
+    if not args.json:
+        print(knowledge_table(document))
+    return document
+
+
+def _calibrate(args: argparse.Namespace) -> dict[str, Any]:
+    from conceptvec.calibrate import calibrate, figure, table
+    from conceptvec.models import load_model
+    from conceptvec.store import write_atomic
+
+    if args.vectors < 1 or args.planted < 1:
+        raise RequestError(f"--vectors, --planted: got {args.vectors} and {args.planted}, expected 1 or more of each")
+    config = _config(args)
+    model = load_model(config)
+    folder = config.folder(model.device.type)
+    folder = folder if config.out else folder.with_name(folder.name + "-calibration")
+    document = calibrate(model, config, args.vectors, args.planted)
+    write_atomic(folder / "calibration.json", json.dumps(document, indent=1, allow_nan=False).encode())
+    path = figure(document, folder / "calibration.png")
+    if not args.json:
+        print(f"{table(document)}\n{path}")
+    return document
+
+
 COMMANDS = {
     "run": _run, "show": _show, "report": _report, "score-tokens": _score_tokens, "selfcheck": _selfcheck,
+    "prompts": _prompts, "calibrate": _calibrate,
 }  # fmt: skip
 
 

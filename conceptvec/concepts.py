@@ -72,7 +72,7 @@ def data(*parts: str) -> Any:
 
 def in_place(text: str) -> bool:
     """Whether a value of ``--concepts`` gives the words themselves, as in ``birds=robin,eagle``."""
-    return "=" in text and not Path(text).is_file()
+    return "=" in text and Path(text).suffix.lower() not in (".json", ".txt")
 
 
 def load_concepts(source: str | None, with_prompts: bool = True) -> ConceptSet:

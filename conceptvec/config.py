@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from conceptvec.concepts import in_place
 from conceptvec.errors import RequestError
 
 FOLDS = ("both", "final", "none")
@@ -44,7 +45,7 @@ class Config:
     fold: str = _option("both", "RMSNorm weights folded into the readout: both, final or none")
     min_kurtosis: float | None = _option(None, "smallest excess kurtosis of a readout that passes the filter")
     score_threshold: float = _option(0.75, "smallest Stage 2 score of a concept candidate")
-    concepts: str | None = _option(None, "a concepts file (default: the built-in twelve)")
+    concepts: str | None = _option(None, "a .json or .txt file, or birds=robin,eagle (default: the built-in twelve)")
     corpus: str | None = _option(None, "text file, one passage per line, for activation statistics")
     damage: tuple[str, ...] = _option(("noise", "zero", "mean"), "damage kinds, the first is the primary one")
     noise_ratio: float = _option(2.0, "norm of the noise relative to the value vector's norm")
@@ -91,7 +92,9 @@ class Config:
         parse_layers(self.layers, None)
         for name in ("concepts", "corpus"):
             path = getattr(self, name)
-            if path is not None and not Path(path).is_file():
+            if path is None or (name == "concepts" and in_place(path)):
+                continue
+            if not Path(path).is_file():
                 raise RequestError(f"{name}: no file at {path!r}; give the path of a readable file")
 
     def resolved(self) -> dict[str, Any]:

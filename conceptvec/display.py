@@ -137,3 +137,19 @@ def scored_html(scored: Scored) -> str:
     return f"<p>{len(scored.entries)} concept candidates; answers: {escape(_listed(scored.labels))}</p>" + html(
         body, ("vector", "concept", "score", "tokens")
     )
+
+
+def knowledge_table(document: dict[str, Any]) -> str:
+    """How well the model knows the prompts' answers, and the prompts that are left out."""
+    from conceptvec.experiment import KNOWN_RANK
+
+    groups = document["concepts"]
+    body = [
+        [printable(n), g["prompts"], g["known"], number(g["median_log_p"], 2), f"{g['median_rank']:,.0f}"]
+        for n, g in groups.items()
+    ]
+    text = tabulate(body, ("concept", "prompts", "known", "median log p", "median rank"), disable_numparse=True)
+    out = [f"  {printable(a['prompt'] + a['answer'])}  (rank {a['rank']:,})"
+           for g in groups.values() for a in g["answers"] if not a["known"]]  # fmt: skip
+    rule = f"Left out, because an answer token is not among the {KNOWN_RANK:,} likeliest: {len(out)}"
+    return "\n".join([text, "", "log p in nats per answer token. " + rule, *out])

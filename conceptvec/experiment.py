@@ -16,7 +16,7 @@ import torch
 
 from conceptvec.config import Config
 from conceptvec.damage import Damage, Engine, State, damages
-from conceptvec.store import Arrays
+from conceptvec.store import Arrays, plain
 from conceptvec.verdict import hopeless
 
 if TYPE_CHECKING:
@@ -66,6 +66,22 @@ class PromptTable:
             neutral = rng.permutation(self.concept("neutral"))
             chosen += [int(i) for i in neutral[: max(0, UNRELATED - len(chosen))]]
         return sorted(chosen)
+
+    def knowledge(self, prompts: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """How well the model knows every answer, and which prompts the rule leaves out."""
+        return {
+            name: {
+                "prompts": len(at), "known": int(self.known[at].sum()),
+                "median_log_p": plain(np.median(self.clean[at])),
+                "median_rank": plain(np.median(self.rank[at])),
+                "answers": [
+                    {"prompt": p.prompt, "answer": p.answer, "log_p": plain(self.clean[i]), "rank": int(self.rank[i]),
+                     "known": bool(self.known[i])}
+                    for p, i in zip(prompts[name], at, strict=True)
+                ],
+            }
+            for name, at in self.groups.items()
+        }  # fmt: skip
 
     @property
     def concepts(self) -> list[str]:
@@ -146,11 +162,13 @@ class Experiment:
         out[:, prompts] = np.stack(drops).reshape(len(some), -1, len(prompts)).mean(1)
         return {"drop": out, "cost": self.table.engine.cost(layer, prompts, len(drops))}
 
-    def candidate_unit(self, layer: int, neurons: tuple[int, ...], entries: Sequence[dict[str, Any]]) -> Arrays:
+    def candidate_unit(
+        self, layer: int, neurons: tuple[int, ...], entries: Sequence[dict[str, Any]], stop: bool = True
+    ) -> Arrays:
         """All kinds of damage of some candidates: drops (n, kinds, P), divergence (n, kinds), draws made (n,).
 
         First look: the other kinds in full and one draw of the primary one. Candidates that `hopeless` then rules out
-        stop there; the rest get all draws and the neutral prompts.
+        stop there (unless `stop` is off); the rest get all draws and the neutral prompts.
         """
         engine, kinds, n = self.table.engine, self.config.damage, len(entries)
         drop, kl = np.full((n, len(kinds), len(engine)), np.nan), np.full((n, len(kinds)), np.nan)
@@ -166,7 +184,9 @@ class Experiment:
             cost[i] += engine.cost(layer, prompts[i])
         for i in some:
             others = [(row[mine[i]].mean(), row[prompts[i][len(mine[i]) :]].mean()) for row in drop[i, 1:]]
-            stopped[i] = len(kinds) > 1 and hopeless(entries[i]["firing_share"], [(c, c - u) for c, u in others])
+            stopped[i] = (
+                stop and len(kinds) > 1 and hopeless(entries[i]["firing_share"], [(c, c - u) for c, u in others])
+            )
             draws[i] = 1 if stopped[i] else len(made[i][0])
         on = [i for i in some if not stopped[i]]
         more = [(i, d) for i in on for d in made[i][0][1:]]

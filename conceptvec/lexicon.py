@@ -185,14 +185,14 @@ def answer(score: float, threshold: float, name: str, repeated: float, rival: bo
 
 
 def score_tokens(
-    tokens: Sequence[str], concepts: ConceptSet | str | None = None, threshold: float = 0.75
+    tokens: Sequence[str], concepts: ConceptSet | Lexicon | str | None = None, threshold: float = 0.75
 ) -> dict[str, Any]:
     """Score a bare list of tokens, most promoted first, by lexical evidence alone (no model).
 
     Args:
         tokens: the tokens as a tokenizer writes them (▁ or a leading space mark the start of a word).
         concepts: the concepts, the path of a concepts file or words (``load_concepts``); None takes the built-in
-            twelve.
+            twelve. A `Lexicon` saves building it for every list.
         threshold: smallest score of a concept.
 
     Returns:
@@ -200,7 +200,7 @@ def score_tokens(
     """
     if concepts is None or isinstance(concepts, str):
         concepts = load_concepts(concepts, with_prompts=False)
-    lexicon = Lexicon.build(concepts)
+    lexicon = concepts if isinstance(concepts, Lexicon) else Lexicon.build(concepts)
     found = [lexicon.find(t) for t in tokens]
     lemmas, concept, hits = encode(found)
     e = Groups(lemmas[None]).weigh(concept[None], hits[None], len(lexicon.names))

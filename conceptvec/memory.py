@@ -91,10 +91,11 @@ def empty_caches() -> None:
 
     import torch
 
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
+        gc.collect()
         torch.mps.empty_cache()
 
 

@@ -12,7 +12,7 @@ import torch
 from conceptvec import statistics as stats
 from conceptvec.experiment import Experiment, PromptTable
 from conceptvec.store import Parts, Task, plain
-from conceptvec.verdict import EFFECT_FLOOR, MAX_Q, SPECIFICITY
+from conceptvec.verdict import EFFECT_FLOOR, FIRING_SHARE, MAX_Q, SPECIFICITY
 
 if TYPE_CHECKING:
     from conceptvec.models import Model
@@ -32,7 +32,8 @@ class Nulls:
     def statistics(self, table: PromptTable, concept: str, own: set[tuple[int, int]]) -> np.ndarray:
         """The null distribution for one concept, without that concept's own candidates."""
         usable = np.array([key not in own for key in self.keys], bool)
-        return selectivity(self.drops, table, concept)["t"][usable]
+        t = selectivity(self.drops, table, concept)["t"]
+        return t[usable & np.isfinite(t)]
 
 
 def selectivity(drops: np.ndarray, table: PromptTable, concept: str) -> dict[str, np.ndarray]:
@@ -50,6 +51,7 @@ def selectivity(drops: np.ndarray, table: PromptTable, concept: str) -> dict[str
 
 def choose_nulls(
     entries: Sequence[Entry],
+    matched: Sequence[Entry],
     norms: dict[int, np.ndarray],
     strength: dict[int, np.ndarray],
     names: Sequence[str],
@@ -62,6 +64,7 @@ def choose_nulls(
 
     Args:
         entries: the candidates.
+        matched: those of them that the nulls are matched to.
         norms: layer → ‖d_j‖ (I,).
         strength: layer → mean |a_j| over each concept's prompts (C, I).
         names: the concepts, in the order of `strength`.
@@ -73,7 +76,7 @@ def choose_nulls(
         return np.log(np.maximum(x, 1e-12))
 
     queues = []
-    for e in entries:
+    for e in matched:
         c, ranked = names.index(e["concept"]), []
         norm, mean = log(norms[e["layer"]][e["neuron"]]), log(strength[e["layer"]][c, e["neuron"]])
         for layer in sorted(norms):
@@ -90,8 +93,9 @@ def choose_nulls(
 
 
 def measure_nulls(
-    model: Model, experiment: Experiment, entries: Sequence[Entry], at_end: dict[int, np.ndarray], parts: Parts
-) -> Nulls:
+    model: Model, experiment: Experiment, entries: Sequence[Entry], at_end: dict[int, np.ndarray], parts: Parts,
+    everywhere: bool = False,
+) -> Nulls:  # fmt: skip
     """Choose the null neurons and damage them.
 
     Args:
@@ -100,6 +104,7 @@ def measure_nulls(
         entries: the candidates that the nulls are matched to.
         at_end: layer → activations where the answers are predicted (P, I).
         parts: keeps finished parts.
+        everywhere: measure them on the prompts of all concepts, not only of those that are tested.
     """
     table = experiment.table
     names = table.concepts
@@ -109,8 +114,10 @@ def measure_nulls(
         for layer, a in at_end.items()
     }
     norms = {n: torch.linalg.vector_norm(model.value_vectors(n).float(), dim=1).cpu().numpy() for n in at_end}
-    keys = choose_nulls(entries, norms, strength, names, experiment.config.nulls)
-    prompts = table.controls(sorted({e["concept"] for e in entries}))
+    # What does not fire is not tested, so it needs no nulls of its own.
+    matched = [e for e in entries if e["firing_share"] >= FIRING_SHARE]
+    keys = choose_nulls(entries, matched, norms, strength, names, experiment.config.nulls)
+    prompts = table.controls(names if everywhere else sorted({e["concept"] for e in matched}))
     tasks: list[Task] = []
     for layer in sorted({layer for layer, _ in keys}):
         mine = tuple(j for at, j in keys if at == layer)
@@ -129,7 +136,7 @@ def calibration(nulls: Nulls, table: PromptTable, entries: Sequence[Entry], seed
     Each null is given one concept, in turn (none that it is a candidate of), and compared with the other nulls.
     """
     own = {(e["concept"], e["layer"], e["neuron"]) for e in entries}
-    tested = sorted({e["concept"] for e in entries if e["n_unrelated_prompts"] and e["n_concept_prompts"]})
+    tested = sorted({e["concept"] for e in entries if e["p_value"] is not None})
     values = {name: selectivity(nulls.drops, table, name) for name in tested}
     points, p = [], []
     for i, (layer, neuron) in enumerate(nulls.keys):

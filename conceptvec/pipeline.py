@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = timedelta(hours=2)  # how long a process waits for the slowest of the others before it gives up
+PATIENCE = timedelta(hours=1)  # how long a process waits for the slowest of the others before it gives up
 
 
 def run(config: Config) -> Results:

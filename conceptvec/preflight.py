@@ -133,8 +133,8 @@ def _judge(plan: Plan, config: Config, folder: Path) -> None:
         if changes:
             plan["run_folder"]["state"] = "of another run"
             problems.append(
-                f"--out: {folder} holds another run ({'; '.join(changes)}). Give another --out, or --overwrite to start "
-                "afresh."
+                f"--out: {folder} holds another run ({'; '.join(changes)}). Give another --out, or --overwrite "
+                "to start afresh."
             )
             break
     plan |= {"warnings": warnings, "problems": problems, "ok": not problems}

@@ -62,6 +62,7 @@ class Results(Mapping[str, Any]):
             cost[0] * layer_parameters + cost[1] * model.hidden_size * model.vocab_size
         )
         names = [n for n in table.groups if n != "neutral"]
+        tested = {e["id"] for e in entries}
         out.document |= {
             "concept_distribution": _count(valid, scored.concepts.names),
             "verdicts": dict(sorted(Counter(e["verdict"] for e in entries).items())),
@@ -69,6 +70,7 @@ class Results(Mapping[str, Any]):
                 n: {"prompts": len(table.groups[n]), "known": len(table.concept(n))} for n in [*names, "neutral"]
             },
             "validation_results": entries,
+            "untested_candidates": [e for e in scored.entries if e["id"] not in tested],
             "null_calibration": calibration,
         }  # fmt: skip
         return out
@@ -103,6 +105,7 @@ class Results(Mapping[str, Any]):
             "score_histogram": scored.histogram if scored else {},
             "scoring_nulls": scored.null if scored else {},
             "other_groups": scored.others if scored else [],
+            "untested_candidates": scored.entries if scored else [],
             "layers": [p.layer for p in candidates.layers],
             "verdicts": {}, "prompts": {}, "validation_results": [], "null_calibration": {},
         })  # fmt: skip

@@ -2,9 +2,17 @@
 
 The score is the lexical rule of `lexicon`, with one addition where a model is at hand: a word that the lexicon lacks
 counts ½ towards the share (never towards the three words that a concept needs) when its embedding lies as near to the
-concept's centroid as the concept's own words do. Coherence is the mean pairwise cosine of the distinct top words on
-mean-centred embeddings, as a percentile among **null directions**: Gaussian mixtures of the layer's own columns that
-pass through the same masks and the same scorer.
+concept's centroid as half of the concept's own words do, each judged without itself.
+
+**Null directions**, Gaussian mixtures of the layer's own columns, pass through the same masks and the same scorer; the
+share of them that reaches the threshold is reported per layer, as it is. In a model of few neurons such mixtures are
+dominated by its concept columns, and the share is high.
+
+Recorded with every list, and not in the score: coherence (mean pairwise cosine of the distinct top words on
+mean-centred embeddings; its percentile among the nulls), because lists of any theme cohere and it cannot tell which
+theme; the embedding margin, because what it says of words is in the soft hits already; kurtosis, because it is large
+for one-word lists too. Coherence decides the answer `other`: a list outside the concepts, more coherent than 99 % of
+the nulls, and made of whole words by half at least (pieces of words that a model hardly trained lie close together).
 """
 
 from __future__ import annotations
@@ -163,10 +171,11 @@ class Scorer:
         coherence = self.coherence(ids, hard.first)
         percentile = np.searchsorted(null, coherence) / len(null) if null is not None else np.zeros(len(ids))
         margin = self._margin(ids, hard.first)
-        label = np.where(rival | (score >= self.threshold / 2), -2, -1)
+        label = np.where(score >= self.threshold / 2, -2, -1)
         words, real = central(ids, hard.first)
         whole = (self.fragment[words] & real).sum(1) <= real.sum(1) / 2
         label = np.where((percentile >= COHERENT) & whole, -4, label)
+        label = np.where(rival, -2, label)
         label = np.where(hard.repeated >= lex.LEXICAL, -3, label)
         label = np.where((score >= self.threshold) & (hard.concept >= 0), hard.concept, label)
         components = {

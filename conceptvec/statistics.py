@@ -57,4 +57,4 @@ def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
         return 0.0, 1.0
     share, half = hits / n, z * np.sqrt(hits * (n - hits) / n**3 + z * z / (4 * n * n))
     centre, scale = share + z * z / (2 * n), 1 + z * z / n
-    return float((centre - half) / scale), float((centre + half) / scale)
+    return max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale))

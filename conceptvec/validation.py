@@ -13,6 +13,7 @@ from conceptvec.experiment import RATIOS, Experiment, PromptTable
 from conceptvec.nulls import Entry, Nulls, calibration, measure_nulls, selectivity
 from conceptvec.results import Results
 from conceptvec.scoring import Scored
+from conceptvec.sets import add_continuations, measure_sets
 from conceptvec.store import Arrays, Parts, Task, plain
 from conceptvec.verdict import VERDICTS, untestable, verdict
 
@@ -57,12 +58,21 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
         answers = [p.answer.strip().casefold() for p in prompts[e["concept"]]]
         e["answers_in_top_tokens"] = plain(np.mean([a in tops for a in answers]))
         e["activation"] = activations.of(e["layer"], e["neuron"], model)
+    order = list(entries)
     entries.sort(key=lambda e: (VERDICTS.index(e["verdict"]), -(e["selectivity"] or 0.0), e["id"]))
-    cost = sum((m["cost"] for m in measured), nulls.cost) + _dose_response(experiment, entries, parts)
+    primary = {e["id"]: m["drop"][0] for e, m in zip(order, measured, strict=True)}
+    sets, cost = measure_sets(experiment, order, list(primary.values()), model.intermediate_size, parts)
+    for e in entries:
+        mine = table.concept(e["concept"])
+        if e["validated"]:
+            e["hardest_prompt"] = table.groups[e["concept"]].index(mine[int(primary[e["id"]][mine].argmax())])
+    add_continuations(experiment, entries, prompts, parts)
+    cost = sum((m["cost"] for m in measured), nulls.cost + cost) + _dose_response(experiment, entries, parts)
     results = Results.build(
         model, config, scored, table, entries, calibration(nulls, table, entries, config.seed), cost
     )
     results.document["agreement"]["damage"] = checked
+    results.document["concept_sets"] = sets
     return results
 
 

@@ -17,7 +17,7 @@ from conceptvec.concepts import data
 
 YEAR = re.compile(r"1\d{3}|20\d{2}")
 NUMERAL = re.compile(
-    r"\d+([.,]\d+)*(st|nd|rd|th|er|e|º|%|o|a|-?й|-?я|-?е)?"  # 7, 1,000, 3rd, 2e, 5-й
+    r"\d+([.,⁄]\d+)*(st|nd|rd|th|er|e|º|%|o|a|-?й|-?я|-?е)?"  # 7, 1,000, 3rd, 2e, 5-й
     r"|(?=..)x{0,3}(ix|iv|v?i{0,3})"  # Roman, from two letters
     r"|第[〇零一二三四五六七八九十百千]+|[〇零一二三四五六七八九十百千万萬亿億两兩]{2,}"
 )

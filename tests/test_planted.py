@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 import conceptvec as cv
-from conceptvec.results import Results
+from conceptvec.experiment import Experiment
+from conceptvec.results import VOLATILE, Results
 from tests.conftest import ANIMALS, COLORS, WORDS, make_hf, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # figures of two concepts
@@ -82,3 +84,32 @@ def test_planted_neuron_is_found_labelled_and_validated(tmp_path: Path) -> None:
 
 def test_without_planting_the_neuron_is_nothing(tmp_path: Path) -> None:
     assert all(e["neuron"] != NEURON or e["layer"] != LAYER for e in run(tmp_path, planted=False).validated)
+
+
+def test_interrupted_stage_3_resumes_to_the_identical_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tmp_path, planted=True).document
+    whole_parts = sorted(p.name for p in (tmp_path / "run" / "validation").iterdir())
+    shutil.rmtree(tmp_path / "run")
+    measured, unit = [], Experiment.null_unit
+
+    def interrupted(self, layer, neurons, some, prompts):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append((layer, some))
+        return unit(self, layer, neurons, some, prompts)
+
+    monkeypatch.setattr(Experiment, "null_unit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, planted=True)
+    kept = {p.name for p in (tmp_path / "run" / "validation").iterdir()}
+    assert sum("nulls" in name for name in kept) == 2  # every finished unit is on disk
+    again = []
+    monkeypatch.setattr(Experiment, "null_unit", lambda self, *a: again.append((a[0], a[2])) or unit(self, *a))
+    resumed = run(tmp_path, planted=True).document
+    assert again and not set(map(str, again)) & set(map(str, measured))  # nothing is measured twice
+    assert sorted(p.name for p in (tmp_path / "run" / "validation").iterdir()) == whole_parts
+    for key in VOLATILE:
+        whole.pop(key), resumed.pop(key)
+    assert resumed == whole
+    entry = whole["validation_results"][0]
+    assert {"clean", "damaged", "amplified", "prompt"} == set(entry["continuations"][0])

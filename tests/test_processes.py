@@ -42,7 +42,7 @@ def test_three_processes(tiny_run, alone, tmp_path) -> None:
 
 
 def test_torchrun(tiny_run, alone, tmp_path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master-port", "0",
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
                "-m", "conceptvec", *tiny_run, "--out", str(tmp_path / "run")]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}

@@ -1,0 +1,307 @@
+"""``conceptvec calibrate``: Stage 3 tests itself on the model at hand.
+
+1. **Random neurons**, drawn as if they were candidates (random concept, the pole that fires more), go through the
+   same measurements and the same judge. A neuron whose readout speaks of the concept (`_speaks_of`) is not drawn for
+   it: it may be a true one. What is validated is false.
+2. **Permuted labels**: the same neurons, and planted ones of full strength, where the prompts of all concepts have
+   been dealt out anew. Everything validated is false.
+3. **Planted vectors** of growing strength s, in memory alone, in the upper half of the layers: a vector along the
+   concept's unembedding direction (its answers less what the model expects in their place) is written by an activation
+   that fires on the concept's prompts (and at a tenth of that, with random sign, elsewhere) with s times the norm of
+   the MLP output there. The planted model is the clean one, and the planted vector is damaged. What is validated is
+   true. Too strong a vector overshoots: where removing it makes the answers likelier, it is rightly not validated.
+
+Each group is judged together with the random neurons, so that the correction for many tests has both kinds to face.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from conceptvec import statistics as stats
+from conceptvec.activations import corpus_activations
+from conceptvec.concepts import load_concepts
+from conceptvec.config import Config, parse_layers
+from conceptvec.damage import Damage, State, damages
+from conceptvec.errors import RequestError
+from conceptvec.experiment import Experiment, PromptTable
+from conceptvec.nulls import Entry, Nulls, measure_nulls
+from conceptvec.store import Arrays, Parts, plain
+from conceptvec.validation import firing, judge, measure
+from conceptvec.verdict import MAX_Q, verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conceptvec.activations import Activations
+    from conceptvec.models import Model
+
+logger = logging.getLogger(__name__)
+
+STRENGTHS = (0.05, 0.1, 0.2, 0.25, 0.3)  # norm of what is planted relative to the MLP output
+BACKGROUND = 0.1  # activation of a planted vector off its concept, relative to that on it
+
+
+class Planted(Experiment):
+    """An experiment on the model with one more neuron in a layer, which lives in the states alone.
+
+    Args:
+        base: the experiment on the model itself.
+        layer: where the neuron is.
+        concept: what it writes and fires on.
+        strength: s, see the module.
+    """
+
+    def __init__(self, base: Experiment, layer: int, concept: str, strength: float) -> None:
+        super().__init__(base.model, base.config, base.table, base.means)
+        self.layer, self.concept, self.strength = layer, concept, strength
+        self.number = base.model.intermediate_size  # one past the real neurons
+        self.vector, self.amounts = self._neuron()
+        self.neutral, self._reference = [], {}  # divergence plays no part in the verdict
+
+    def _neuron(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The value vector (H,), of the layer's mean norm, and the activations (P, T)."""
+        model, engine, table = self.model, self.table.engine, self.table
+        direction = concept_direction(self)
+        scale = model.fold_scale(self.layer, "both")
+        direction = direction / torch.where(scale.abs() < 1e-3, torch.ones_like(scale), scale)
+        vector = direction / torch.linalg.vector_norm(direction)
+        vector *= torch.linalg.vector_norm(model.value_vectors(self.layer).float(), dim=1).mean()
+        state = engine.state(self.layer, [0])
+        sizes = torch.linalg.vector_norm(state.mlp.float(), dim=2) / torch.linalg.vector_norm(vector)  # (P, T)
+        rng = np.random.default_rng([self.config.seed, self.layer, table.concepts.index(self.concept), 21])
+        level = BACKGROUND * rng.standard_normal(len(engine))
+        level[table.groups[self.concept]] = rng.uniform(0.7, 1.3, len(table.groups[self.concept]))
+        amounts = torch.as_tensor(self.strength * level, dtype=torch.float32, device=vector.device)[:, None] * sizes
+        amounts[:, 0] = 0.0  # not on the beginning-of-sequence token
+        return vector, amounts
+
+    def _state(self, layer: int, neurons: tuple[int, ...]) -> tuple[State, np.ndarray]:  # noqa: ARG002
+        state = self.table.engine.state(layer, [0])
+        added = self.amounts[:, :, None] * self.vector
+        state.mlp = (state.mlp.float() + added).to(state.mlp.dtype)
+        state.neurons, state.activations = {self.number: 0}, self.amounts[None]
+        return state, self.baseline(state)
+
+    def damages(self, layer: int, neuron: int, kind: str, ratio: float | None = None) -> list[Damage]:
+        """The configured damages of the planted vector."""
+        c, mean = self.config, float(self.amounts.mean())
+        return damages(
+            self.model, layer, neuron, kind, mean, c.draws, ratio or c.noise_ratio, c.noise_sigma, c.seed, self.vector
+        )
+
+    def entry(self) -> Entry:
+        """The planted vector as a candidate; it fires on its concept's prompts by construction."""
+        return {
+            "id": f"L{self.layer:02d}_N{self.number:04d}+", "layer": self.layer, "neuron": self.number, "pole": "+",
+            "concept": self.concept, "firing_share": 1.0,
+        }  # fmt: skip
+
+
+def concept_direction(planted: Planted) -> torch.Tensor:
+    """What is missing for the concept's answers (H,): their unembedding rows less what the model expects instead.
+
+    It is the gradient of the mean log-probability of the answers with respect to the normalised final state, so a
+    step along it raises the answers of the whole concept.
+    """
+    model, engine, total = planted.model, planted.table.engine, 0.0
+    rows = model.unembedding.float()
+    for p, log_p in engine.clean_distribution(planted.table.concept(planted.concept)).items():
+        total = total + rows[engine.ids[p, engine.starts[p]]] - log_p.exp() @ rows
+    return torch.as_tensor(total)
+
+
+def calibrate(
+    model: Model, config: Config, vectors: int = 100, planted: int = 24, strengths: Sequence[float] = STRENGTHS
+) -> dict[str, Any]:
+    """Measure false-validation rate and power of Stage 3.
+
+    Args:
+        model: the model; never written.
+        config: damage kinds, noise, draws, nulls, seed, batch_size, layers, concepts.
+        vectors: random neurons.
+        planted: planted vectors per strength, spread over concepts and layers.
+        strengths: norms of what is planted, relative to the MLP output.
+
+    Returns:
+        a document with ``random``, ``permuted`` (rates with 95 % intervals) and ``planted`` (one row per strength).
+
+    Raises:
+        RequestError: no concept has enough prompts that the model knows.
+    """
+    layers = parse_layers(config.layers, model.n_layers)
+    activations = corpus_activations(model, config, layers)
+    table = PromptTable.build(model, config, load_concepts(config.concepts).prompts())
+    names = [n for n in table.concepts if len(table.concept(n)) >= 8]
+    if not names:
+        raise RequestError("calibrate: the model knows fewer than 8 prompts of every concept; see `conceptvec prompts`")
+    experiment = Experiment(model, config, table, activations.mean)
+    at_end = table.engine.at_answers(layers)
+    rng = np.random.default_rng([config.seed, 20])
+    concepts = [names[i % len(names)] for i in range(max(vectors, planted))]
+    drawn: list[tuple[int, int]] = []
+    for concept in concepts[:vectors]:
+        for _ in range(100):
+            place = int(rng.choice(layers)), int(rng.integers(model.intermediate_size))
+            if not _speaks_of(model, table, *place, concept):
+                break
+        drawn.append(place)
+    random = _as_candidates(drawn, concepts, activations, table, at_end)
+    measured = measure(experiment, random, Parts())
+    nulls = measure_nulls(model, experiment, random, at_end, Parts(), everywhere=True)
+    judge(random, measured, nulls, experiment)
+
+    rows, strongest = [], []
+    upper = layers[len(layers) // 2 :]  # an unembedding direction means what it says near the output
+    places = [(upper[i % len(upper)], concepts[i]) for i in range(planted)]
+    for strength in strengths:
+        made = [Planted(experiment, layer, concept, strength) for layer, concept in sorted(places)]
+        entries = [p.entry() for p in made]
+        found = [_one(p, e) for p, e in zip(made, entries, strict=True)]
+        _judge_with(entries, found, random, measured, nulls, experiment)
+        rows.append(_rate(entries) | {
+            "strength": strength, "concept_drop": plain(np.mean([e["concept_drop"] for e in entries])),
+            "failed": _reasons(entries),
+        })  # fmt: skip
+        strongest = made
+        logger.info("planted at strength %g: %d of %d validated", strength, rows[-1]["validated"], planted)
+
+    shuffled = _permuted(table, config.seed)
+    dealt = Experiment(model, config, shuffled, activations.mean)
+    again = _as_candidates(drawn, concepts, activations, shuffled, at_end)
+    for p in strongest:
+        p.table = shuffled
+    entries = [p.entry() for p in strongest]
+    others = measure(dealt, again, Parts())
+    found = [_one(p, e) for p, e in zip(strongest, entries, strict=True)]
+    _judge_with(again + entries, others + found, [], [], nulls, dealt)
+    return {
+        "model": model.facts(), "configuration": config.resolved(), "null_neurons": len(nulls.keys),
+        "random": _rate(random) | {"p_values": [e["p_value"] for e in random]},
+        "permuted": _rate(again + entries) | {"p_values": [e["p_value"] for e in again + entries]},
+        "planted": rows,
+    }  # fmt: skip
+
+
+def _speaks_of(model: Model, table: PromptTable, layer: int, neuron: int, concept: str) -> bool:
+    """Whether the neuron's readout has the concept's answers, as a group, among its 5 % most extreme tokens."""
+    ids, starts = table.engine.ids, table.engine.starts
+    answers = sorted({int(ids[p, starts[p]]) for p in table.groups[concept]})
+    readout = model.unembedding.float() @ (model.value_vectors(layer)[neuron].float() * model.fold_scale(layer, "both"))
+    share = float((readout < readout[answers].mean()).float().mean())
+    return not 0.05 <= share <= 0.95
+
+
+def _as_candidates(
+    drawn: Sequence[tuple[int, int]], concepts: Sequence[str], activations: Activations, table: PromptTable,
+    at_end: dict[int, np.ndarray],
+) -> list[Entry]:  # fmt: skip
+    """Neurons as Stage 2 would hand them over, each with the pole that fires on more of the concept's prompts."""
+    out = []
+    for (layer, neuron), concept in zip(drawn, concepts, strict=False):
+        both = []
+        for pole in "+-":
+            e: Entry = {"id": f"L{layer:02d}_N{neuron:04d}{pole}", "layer": layer, "neuron": neuron, "pole": pole}
+            e |= {"concept": concept}
+            both.append(e | {"firing_share": firing(e, activations, table, at_end)})
+        out.append(max(both, key=lambda e: e["firing_share"]))
+    return out
+
+
+def _one(planted: Planted, entry: Entry) -> Arrays:
+    arrays = planted.candidate_unit(planted.layer, (planted.number,), [entry])
+    planted.state.cache_clear()  # one state of all prompts at a time
+    return {k: v[0] for k, v in arrays.items()}
+
+
+def _judge_with(
+    entries: list[Entry], found: list[Arrays], random: list[Entry], measured: list[Arrays], nulls: Nulls,
+    experiment: Experiment,
+) -> None:  # fmt: skip
+    """Judge the entries among the random neurons (copies: their own verdicts stand)."""
+    judge(entries + [dict(e) for e in random], found + list(measured), nulls, experiment)
+
+
+def _permuted(table: PromptTable, seed: int) -> PromptTable:
+    """The same prompts, dealt out anew to concepts of the same sizes."""
+    rng = np.random.default_rng([seed, 22])
+    every = rng.permutation([i for n in table.concepts for i in table.groups[n]])
+    edges = np.cumsum([len(table.groups[n]) for n in table.concepts])[:-1]
+    dealt = dict(zip(table.concepts, (sorted(map(int, part)) for part in np.split(every, edges)), strict=True))
+    return replace(table, groups=table.groups | dealt)
+
+
+def _rate(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Counts and rates of a group: validated, and validated if no other test had been made (q = p)."""
+    hits = sum(e["validated"] for e in entries)
+    alone = sum(verdict(e | {"q_value": e["p_value"]})[0] == "validated" for e in entries if e["p_value"] is not None)
+    tested = [e["p_value"] for e in entries if e["p_value"] is not None]
+    low, high = stats.wilson(hits, len(entries))
+    return {
+        "vectors": len(entries), "tested": len(tested), "validated": hits, "rate": plain(hits / max(len(entries), 1)),
+        "ci95": [plain(low), plain(high)], "validated_uncorrected": alone,
+        "p_at_most_0.05": plain(np.mean([p <= MAX_Q for p in tested])) if tested else None,
+    }  # fmt: skip
+
+
+def _reasons(entries: Sequence[Entry]) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for e in entries:
+        for text in e["failed"]:
+            out[text] = out.get(text, 0) + 1
+    return out
+
+
+def table(document: dict[str, Any]) -> str:
+    """The calibration as text."""
+    from tabulate import tabulate
+
+    groups = [("random neurons", document["random"]), ("permuted labels", document["permuted"])]
+    groups += [(f"planted, strength {row['strength']:g}", row) for row in document["planted"]]
+    body = [
+        [name, g["vectors"], g["tested"], g["validated"], f"{g['rate']:.1%}",
+         f"{g['ci95'][0]:.1%} … {g['ci95'][1]:.1%}",
+         g["validated_uncorrected"], f"{g['concept_drop']:.3f}" if "concept_drop" in g else ""]
+        for name, g in groups
+    ]  # fmt: skip
+    headers = ("group", "vectors", "tested", "validated", "rate", "95 % interval", "without correction", "concept drop")
+    return tabulate(body, headers, disable_numparse=True)
+
+
+def figure(document: dict[str, Any], path: Path) -> Path:
+    """Power against strength, and the p-values of false candidates, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
+    rows = document["planted"]
+    x, y = [r["strength"] for r in rows], [r["rate"] for r in rows]
+    errors = [[r["rate"] - r["ci95"][0] for r in rows], [r["ci95"][1] - r["rate"] for r in rows]]
+    left.errorbar(x, y, np.maximum(errors, 0), marker="o", capsize=3, label="planted vectors")
+    for name in ("random", "permuted"):
+        left.axhline(document[name]["rate"], linestyle=":", color="grey")
+    left.axhline(0.95, linestyle="--", color="grey", linewidth=0.8)
+    left.set(xscale="log", xlabel="strength (share of the MLP output's norm)", ylabel="validated", ylim=(-0.03, 1.03))
+    left.set_title(
+        f"Power; dotted: {document['random']['validated']} of {document['random']['vectors']} random neurons"
+    )
+    for name in ("random", "permuted"):
+        p = np.sort([v for v in document[name]["p_values"] if v is not None])
+        right.step(
+            np.append(p, 1), np.append(np.arange(1, len(p) + 1), len(p)) / max(len(p), 1), where="post", label=name
+        )
+    right.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    right.set(xlabel="p", ylabel="share of the tested at most p", title="p-values where nothing is there")
+    right.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
+    return path
