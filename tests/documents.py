@@ -33,10 +33,10 @@ def entry(number: int, verdict: str = "validated", concept: str = "animals", **c
         "n_concept_prompts": 30, "n_unrelated_prompts": 60, "answers_in_top_tokens": 0.5, "firing_share": 0.9,
         "stopped_early": False, "draws": 5,
         "damage": {kind: drop | {"neutral_kl": 0.01} for kind in ("noise", "zero", "mean")},
-        "dose_response": [{"ratio": r} | drop for r in (0.5, 1.0, 2.0, 4.0)] if verdict == "validated" else None,
         "activation": {"mean": 0.1, "max_abs": 3.0, "firing_rate": 0.02, "positive_share": 0.5,
                        "contexts": [[f"the » dog« {HOSTILE}", 3.0]]},
-    } | changes  # fmt: skip
+    } | ({"dose_response": [{"ratio": r} | drop for r in (0.5, 1.0, 2.0, 4.0)]} if verdict == "validated" else {}
+         ) | changes  # fmt: skip
 
 
 def document(entries: list[dict[str, Any]] | None = None) -> dict[str, Any]:
