@@ -61,7 +61,7 @@ def document(entries: list[dict[str, Any]] | None = None) -> dict[str, Any]:
                                      "parameters_examined": 1},
         "concept_distribution": count(valid), "candidate_distribution": count(entries), "labels": {"none": 100},
         "score_histogram": {"poles": [5] * 49 + [9], "null": [3] * 50}, "layers": [0, 1, 2, 3],
-        "scoring_nulls": {"lists": 150, "reached_threshold": 3, "share": 0.02}, "other_groups": [], "prompts": {},
+        "scoring_nulls": {"lists": 150, "reached_threshold": 3, "share": 0.02}, "other_groups": [], "prompts": {}, "untested_candidates": [],
         "verdicts": {v: sum(e["verdict"] == v for e in entries) for v in {e["verdict"] for e in entries}},
         "validation_results": entries,
         "null_calibration": {"null_neurons": 2, "tested": 2, "false_validations": 0, "false_validation_rate": 0.0,

@@ -101,7 +101,7 @@ def test_optional_fields_are_shown_and_nothing_is_needed(tmp_path: Path) -> None
     bare |= {"score_histogram": {}, "candidate_distribution": {}, "concept_distribution": {}, "null_calibration": {}}
     bare["pipeline_stats"] |= {"tested_vectors": None, "validated_vectors": None, "concept_candidates": None}
     page = Page(Results(bare).to_html(tmp_path / "b.html").read_text("utf-8"))
-    assert "Stage 1 only: nothing was scored or damaged" in page.texts
+    assert any(t.startswith("Stage 1 only") for t in page.texts)
 
 
 def test_report_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
