@@ -58,7 +58,7 @@ def page(document: Mapping[str, Any]) -> str:
         summary="".join(f"<p>{_safe(line)}</p>" for line in display.summary(dict(document)).splitlines()),
         source=_safe(source),
         figures="".join(_figure(document, name) for name in measured(document) if name != "vector_card"),
-        extra=_sets(document.get("sets")),
+        extra=_sets(document.get("concept_sets")),
         damage=_safe(document["configuration"]["damage"][0]),
         head="".join(f'<th class="{css}"><button>{name}</button></th>' for name, css, _ in COLUMNS),
         rows="\n".join(map(_row, entries, display.rows(dict(document), None))),
@@ -99,15 +99,15 @@ def _figure(document: Mapping[str, Any], name: str) -> str:
 
 
 def _sets(sets: Any) -> str:
-    """Damage of whole sets, where the document has it: a list of flat records as a table."""
-    records = sets if isinstance(sets, list) else []
-    columns = [k for k, v in records[0].items() if not isinstance(v, list | dict)] if records else []
-    if not columns:
+    """Damage of whole sets as a table, where the document has it; of a list of vectors the length."""
+    if not sets:
         return ""
-    head = "".join(f"<th>{_safe(k.replace('_', ' '))}</th>" for k in columns)
-    body = ""
-    for record in records:
-        cells = [record.get(k) for k in columns]
-        texts = ["–" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v) for v in cells]
-        body += f"<tr>{''.join(f'<td>{_safe(t)}</td>' for t in texts)}</tr>"
+    head = "".join(f"<th>{_safe(k.replace('_', ' '))}</th>" for k in sets[0])
+    body = "".join(f"<tr>{''.join(f'<td>{_safe(_short(v))}</td>' for v in record.values())}</tr>" for record in sets)
     return f'<h2>Sets damaged together</h2><div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return str(len(value)) if value and isinstance(value[0], list) else " … ".join(map(_short, value))
+    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -26,4 +26,4 @@ if [ -n "$replaced" ]; then
 fi
 $pip list 2>/dev/null | grep -E "^(torch|transformers|accelerate|numpy|matplotlib|seaborn|ipywidgets|tqdm|ipython|ipykernel) "
 cd "$root"
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$folder/venv/bin/python" -m pytest -q tests/test_notebooks.py
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$folder/venv/bin/python" -m pytest -o addopts= -q tests/test_notebooks.py

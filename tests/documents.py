@@ -33,10 +33,10 @@ def entry(number: int, verdict: str = "validated", concept: str = "animals", **c
         "n_concept_prompts": 30, "n_unrelated_prompts": 60, "answers_in_top_tokens": 0.5, "firing_share": 0.9,
         "stopped_early": False, "draws": 5,
         "damage": {kind: drop | {"neutral_kl": 0.01} for kind in ("noise", "zero", "mean")},
-        "dose_response": [{"ratio": r} | drop for r in (0.5, 1.0, 2.0, 4.0)] if verdict == "validated" else None,
         "activation": {"mean": 0.1, "max_abs": 3.0, "firing_rate": 0.02, "positive_share": 0.5,
                        "contexts": [[f"the » dog« {HOSTILE}", 3.0]]},
-    } | changes  # fmt: skip
+    } | ({"dose_response": [{"ratio": r} | drop for r in (0.5, 1.0, 2.0, 4.0)]} if verdict == "validated" else {}
+         ) | changes  # fmt: skip
 
 
 def document(entries: list[dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def document(entries: list[dict[str, Any]] | None = None) -> dict[str, Any]:
                                      "parameters_examined": 1},
         "concept_distribution": count(valid), "candidate_distribution": count(entries), "labels": {"none": 100},
         "score_histogram": {"poles": [5] * 49 + [9], "null": [3] * 50}, "layers": [0, 1, 2, 3],
-        "scoring_nulls": {"lists": 150, "reached_threshold": 3, "share": 0.02}, "other_groups": [], "prompts": {},
+        "scoring_nulls": {"lists": 150, "reached_threshold": 3, "share": 0.02}, "other_groups": [], "prompts": {}, "untested_candidates": [],
         "verdicts": {v: sum(e["verdict"] == v for e in entries) for v in {e["verdict"] for e in entries}},
         "validation_results": entries,
         "null_calibration": {"null_neurons": 2, "tested": 2, "false_validations": 0, "false_validation_rate": 0.0,

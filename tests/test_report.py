@@ -86,14 +86,22 @@ def test_vocabulary_text_stays_text(text: str) -> None:
 
 def test_optional_fields_are_shown_and_nothing_is_needed(tmp_path: Path) -> None:
     full = document([entry(0, continuations=[{"prompt": "The dog", "clean": " barks", "damaged": " is"}])])
-    full["sets"] = [{"concept": "animals", "n": 10, "concept_drop": 1.25, "ids": ["L00_N0000+"]}]
+    full["concept_sets"] = [
+        {
+            "concept": "animals",
+            "vectors": [[1, 2], [3, 4]],
+            "selectivity": 1.25,
+            "random_selectivity": [-0.5, 0.0, 0.25],
+        }
+    ]
     page = Page(Results(full).to_html(tmp_path / "a.html").read_text("utf-8"))
     assert "Sets damaged together" in page.texts and "1.25" in page.texts
+    assert "2" in page.texts and "-0.5 … 0 … 0.25" in page.texts
     bare = document([])
     bare |= {"score_histogram": {}, "candidate_distribution": {}, "concept_distribution": {}, "null_calibration": {}}
     bare["pipeline_stats"] |= {"tested_vectors": None, "validated_vectors": None, "concept_candidates": None}
     page = Page(Results(bare).to_html(tmp_path / "b.html").read_text("utf-8"))
-    assert "Stage 1 only: nothing was scored or damaged" in page.texts
+    assert any(t.startswith("Stage 1 only") for t in page.texts)
 
 
 def test_report_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
