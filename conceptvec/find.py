@@ -43,8 +43,8 @@ def word_forms(words: Sequence[str], texts: list[str], masked: np.ndarray) -> di
     """
     keys = {w: lemma(normalise(w)) or normalise(w) for w in words}
     forms: dict[str, list[int]] = {w: [] for w in words}
-    for i in np.flatnonzero(~masked).tolist():
-        word = normalise(texts[i])
+    for i, text in enumerate(texts):
+        word = "" if masked[i] else normalise(text)
         for w, key in keys.items():
             if word and (word == key or lemma(word) == key):
                 forms[w].append(i)

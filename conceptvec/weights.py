@@ -42,7 +42,8 @@ class Weights(Model):
         if tied:
             self.files.pop("lm_head.weight", None)
         self.n_layers = sum(bool(re.fullmatch(r"layers\.\d+\.mlp\.down_proj\.weight", n)) for n in self.files)
-        self.unembedding = self._read("embed_tokens.weight" if tied else "lm_head.weight").to(self.device)
+        self._readout = "embed_tokens.weight" if tied else "lm_head.weight"
+        self.unembedding = self._read(self._readout).to(self.device)
         self.vocab_size, self.hidden_size = self.unembedding.shape
         self.intermediate_size = self.value_vectors(0).shape[0]
         self.bos_id = self.tokenizer.bos_token_id
@@ -68,7 +69,9 @@ class Weights(Model):
     @cached_property
     def fingerprint(self) -> str:
         """The same as that of the loaded model, from one tensor at a time."""
-        return fingerprint(self, self.hf.get_text_config(), ((name, self._read(name)) for name in sorted(self.files)))
+        held = {self._readout: self.unembedding}  # never in memory twice
+        tensors = ((n, held[n] if n in held else self._read(n)) for n in sorted(self.files))
+        return fingerprint(self, self.hf.get_text_config(), tensors)
 
 
 def load_weights(config: Config) -> Weights:
