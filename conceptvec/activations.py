@@ -1,4 +1,4 @@
-"""Activation statistics over a corpus: one streaming pass, memory bounded by the number of neurons.
+"""Activation statistics over a corpus of any length: one streaming pass, memory bounded by the number of neurons.
 
 The activation of neuron j is ``a_j = act(gate_j) · up_j``, the input of ``down_proj``; the beginning-of-sequence
 position is left out (its activations are an outlier of every model). A neuron **fires** at a position where |a_j| is
@@ -8,9 +8,10 @@ at least an eighth of its largest |a_j| rounded down to a power of two, so the r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import resources
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,14 @@ from tqdm.auto import tqdm
 
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config
-from conceptvec.errors import RequestError
+from conceptvec.errors import RequestError, RunError
 from conceptvec.store import Arrays, plain
 
 if TYPE_CHECKING:
     from conceptvec.models import Model
 
 MAX_TOKENS = 128  # a passage is cut here
+WINDOW = 4096  # passages that are sorted by length at a time
 CONTEXTS = 5  # strongest contexts kept per neuron
 BINS = 32  # powers of two of |a|, from 2^-20 up
 LOWEST = -20
@@ -90,19 +92,24 @@ def _context(model: Model, passage: str, at: int, width: int = 12) -> str:
     return f"{show(ids[max(0, at - width) : at])}»{show(ids[at : at + 1])}«{show(ids[at + 1 : at + 1 + width])}".strip()
 
 
-def read_corpus(path: str | None) -> list[str]:
-    """The passages, one per line."""
-    if path is None:
-        text = (resources.files("conceptvec") / "data" / "corpus.txt").read_text(encoding="utf-8")
-    else:
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"--corpus: {path} is not readable UTF-8 text ({error})") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
+def read_corpus(path: str | None) -> Iterator[str]:
+    """The passages, one per line.
+
+    Raises:
+        RequestError: the file is not readable, or holds no text.
+    """
+    source = resources.files("conceptvec") / "data" / "corpus.txt" if path is None else Path(path)
+    empty = True
+    try:
+        with source.open("r", encoding="utf-8-sig") as file:
+            for line in file:
+                if line.strip():
+                    empty = False
+                    yield line.strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--corpus: {path} is not readable UTF-8 text ({error})") from None
+    if empty:
         raise RequestError(f"--corpus: {path} holds no text; expected one passage per line")
-    return lines
 
 
 @contextmanager
@@ -144,7 +151,7 @@ def corpus_activations(model: Model, config: Config, layers: Sequence[int]) -> A
 
     concepts = load_concepts(config.concepts)
     prompts = [p.prompt + p.answer for group in concepts.prompts().values() for p in group]
-    passages = read_corpus(config.corpus) + prompts
+    passages = lambda: chain(read_corpus(config.corpus), prompts)
     gather = {layer: _Gather(model.intermediate_size, model.device) for layer in layers}
     rows: list[int] = []
 
@@ -152,15 +159,53 @@ def corpus_activations(model: Model, config: Config, layers: Sequence[int]) -> A
         check_finite(a, layer)
         gather[layer].add(a[:, 1:].float(), rows)
 
-    with capturing(model, layers, use):
-        batches = list(token_batches(model, passages, size=4096))
-        for passages_now, ids in tqdm(batches, desc="Stage 1: corpus", unit="batch", leave=False):
-            rows[:] = passages_now
-            if ids.shape[1] > 1:
-                model.decoder(input_ids=ids, use_cache=False)
+    stream, start = passages(), 0
+    with tqdm(desc="Stage 1: corpus", unit="passage", leave=False) as bar:
+        while window := list(islice(stream, WINDOW)):
+            for members, ids in token_batches(model, window, size=4096):
+                rows[:] = [start + i for i in members]
+                if ids.shape[1] > 1:
+                    checking = _checking(model, layers) if not gather[layers[0]].n else nullcontext()
+                    with capturing(model, layers, use), checking:
+                        model.decoder(input_ids=ids, use_cache=False)
+                bar.update(len(members))
+            start += len(window)
     parts = {layer: g.result() for layer, g in gather.items()}
     columns = {name: {n: part[i] for n, part in parts.items()} for i, name in enumerate(STATISTICS)}
-    return Activations(**columns, passages=passages, positions=next(iter(gather.values())).n)
+    # Only the passages that are some neuron's context are kept, under new numbers.
+    kept = np.unique(np.concatenate([at[..., 0].ravel() for at in columns["context_at"].values()]))
+    kept = kept[kept >= 0]
+    for at in columns["context_at"].values():
+        at[..., 0] = np.where(at[..., 0] >= 0, np.searchsorted(kept, at[..., 0]), -1)
+    wanted = set(kept.tolist())
+    texts = [text for i, text in enumerate(passages()) if i in wanted]
+    return Activations(**columns, passages=texts, positions=gather[layers[0]].n)
+
+
+@contextmanager
+def _checking(model: Model, layers: Sequence[int]) -> Iterator[None]:
+    """Within the context a forward pass checks at each last position that Σ_j a_j d_j is the MLP output."""
+    last: dict[int, torch.Tensor] = {}
+
+    def check(layer: int, output: torch.Tensor) -> None:
+        expected = last[layer] @ model.value_vectors(layer)
+        error = (output[:, -1] - expected).float().norm() / expected.float().norm().clamp(min=1e-30)
+        if error > 64 * torch.finfo(model.dtype).eps:
+            raise RunError(
+                f"the MLP output of layer {layer} is not the sum of its value vectors (relative error {error:.1e}): "
+                "this model writes it in another way, or the device computes wrongly; try --device cpu"
+            )
+
+    handles = [
+        model.layers[layer].mlp.register_forward_hook(lambda _, args, out, layer=layer: check(layer, out))
+        for layer in layers
+    ]
+    try:
+        with capturing(model, layers, lambda layer, a: last.__setitem__(layer, a[:, -1])):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Gather:
@@ -168,8 +213,8 @@ class _Gather:
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.n = 0
-        self.sum = torch.zeros(size, device=device)
-        self.positive = torch.zeros(size, device=device)
+        self.sum = torch.zeros(size, dtype=torch.float64)  # on the CPU: a float32 sum stops growing, MPS has no other
+        self.positive = torch.zeros(size, dtype=torch.int64)
         self.largest = torch.zeros(size, device=device)
         self.histogram = torch.zeros(size, BINS, dtype=torch.int32, device=device)
         self.values = torch.zeros(size, CONTEXTS, device=device)
@@ -178,10 +223,10 @@ class _Gather:
     def add(self, a: torch.Tensor, rows: list[int]) -> None:
         flat = a.flatten(0, 1)
         self.n += len(flat)
-        self.sum += flat.sum(0)
-        self.positive += (flat > 0).sum(0)
+        self.sum += flat.sum(0).cpu()
+        self.positive += (flat > 0).sum(0).cpu()
         self.largest = torch.maximum(self.largest, flat.abs().amax(0))
-        exponent = torch.frexp(flat.abs().cpu()).exponent.to(flat.device) - 1
+        exponent = (flat.contiguous().view(torch.int32) >> 23 & 0xFF) - 127  # floor(log2 |a|), on any device
         bins = (exponent.clamp(LOWEST, LOWEST + BINS - 1) - LOWEST).T.long()
         self.histogram.scatter_add_(1, bins, (flat.T != 0).to(torch.int32))
         # The strongest position of every passage, then the strongest passages (one context per passage).
@@ -199,5 +244,5 @@ class _Gather:
         level = ((top - 1).clamp(LOWEST, LOWEST + BINS - 1) - LOWEST - FIRES_BELOW_MAX).clamp(min=0)
         fires = (torch.arange(BINS)[None] >= level[:, None]) * self.histogram.cpu()
         n = max(self.n, 1)
-        tensors = (self.sum / n, self.largest, fires.sum(1) / n, self.positive / n, self.values, self.at)
+        tensors = ((self.sum / n).float(), self.largest, fires.sum(1) / n, self.positive / n, self.values, self.at)
         return tuple(t.cpu().numpy() for t in tensors)

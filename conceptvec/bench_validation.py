@@ -36,10 +36,10 @@ def random_model(device: str, dtype: torch.dtype, shape: dict[str, int], seed: i
 
     from conceptvec.models import FAMILIES, Model
 
-    shape = GEMMA_1B | shape
+    settings: dict[str, Any] = GEMMA_1B | shape
     config = transformers.Gemma3TextConfig(
-        **shape, hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=shape["head_dim"],
-        layer_types=[f"{'sliding' if (i + 1) % 6 else 'full'}_attention" for i in range(shape["num_hidden_layers"])],
+        **settings, hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=settings["head_dim"],
+        layer_types=[f"{'sliding' if (i + 1) % 6 else 'full'}_attention" for i in range(settings["num_hidden_layers"])],
     )  # fmt: skip
     torch.manual_seed(seed)
     with torch.device(device):

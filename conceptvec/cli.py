@@ -89,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--planted", type=int, default=24, help="planted vectors per strength (default 24)")
     check = command("selfcheck", "whether this device computes correctly")
     _add_options(check, MODEL_OPTIONS)
+    find = command("find", "the value vectors, over all neurons, that promote the given words")
+    find.add_argument("words", nargs="+", metavar="WORD")
+    _add_options(find, (*MODEL_OPTIONS, "layers", "fold"))
+    find.add_argument("--limit", type=int, default=20, help="poles shown (default 20)")
+    find.add_argument("--run", help="search the kept lists of this finished run instead of the weights")
+    bench = command("bench", "the benchmarks, on random weights of the shape of Gemma 3 1B")
+    _add_options(bench, ("device",))
+    bench.add_argument("--vectors", type=int, default=400, help="value vectors projected (default 400)")
     return parser
 
 
@@ -189,9 +197,33 @@ def _calibrate(args: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
+def _find(args: argparse.Namespace) -> dict[str, Any]:
+    from conceptvec.find import find
+
+    if args.limit < 1:
+        raise RequestError(f"--limit: got {args.limit}, expected a whole number of at least 1")
+    found = find(args.words, _config(args), args.limit, args.run)
+    if not args.json:
+        from conceptvec.display import found_table
+
+        print(found_table(found))
+    return found
+
+
+def _bench(args: argparse.Namespace) -> dict[str, Any]:
+    from conceptvec.bench import bench
+
+    found = bench(_config(args).device, args.vectors)
+    if not args.json:
+        from tabulate import tabulate
+
+        print(tabulate([(f"{part}.{k}", v) for part, d in found.items() for k, v in d.items()], disable_numparse=True))
+    return found
+
+
 COMMANDS = {
-    "run": _run, "show": _show, "report": _report, "score-tokens": _score_tokens, "selfcheck": _selfcheck,
-    "prompts": _prompts, "calibrate": _calibrate,
+    "run": _run, "show": _show, "report": _report, "find": _find, "score-tokens": _score_tokens, "prompts": _prompts,
+    "calibrate": _calibrate, "selfcheck": _selfcheck, "bench": _bench,
 }  # fmt: skip
 
 

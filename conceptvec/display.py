@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,12 @@ if TYPE_CHECKING:
     from conceptvec.scoring import Scored
 
 ROWS = 25
+
+
+def _tabulate(rows: list[list[Any]], headers: Sequence[str], form: str = "simple") -> str:
+    from tabulate import tabulate  # only where a table is wanted: `score-tokens` does without
+
+    return str(tabulate(rows, headers, tablefmt=form, disable_numparse=True))
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -28,10 +35,8 @@ def number(value: float | None, digits: int = 3) -> str:
 def summary(document: dict[str, Any]) -> str:
     """The closing lines of a run."""
     stats, model = document["pipeline_stats"], document["model"]
-    lines = [
-        f"{printable(model['id'])} on {model['device']} in {model['dtype']}: "
-        f"{stats['total_candidates']:,} neurons examined"
-    ]
+    where = f"{printable(model['id'])} on {model['device']} in {model['dtype']}"
+    lines = [f"{where}: {stats['total_candidates']:,} neurons examined"]
     if stats["concept_candidates"] is not None:
         lines[0] += f", {stats['concept_candidates']} concept candidates"
     if stats["tested_vectors"] is not None:
@@ -78,9 +83,7 @@ def table(document: dict[str, Any], limit: int | None = ROWS) -> str:
     found = document["validation_results"]
     if not found:
         return summary(document)
-    from tabulate import tabulate
-
-    text = tabulate(rows(document, limit), HEADERS, disable_numparse=True)
+    text = _tabulate(rows(document, limit), HEADERS)
     more = f"\n… and {len(found) - limit} more (--all)" if limit and len(found) > limit else ""
     return f"{summary(document)}\n\n{text}{more}\n\nDrops are in nats per answer token under the primary damage."
 
@@ -92,18 +95,14 @@ def checks_table(found: dict[str, Any]) -> str:
          f"{c['allowed']:.0e}", "ok" if c["ok"] else f"WRONG {printable(c['problem'] or '')}"]
         for c in found["checks"]
     ]  # fmt: skip
-    from tabulate import tabulate
-
-    table = tabulate(body, ("check", "shapes", "difference", "allowed", ""), disable_numparse=True)
+    table = _tabulate(body, ("check", "shapes", "difference", "allowed", ""))
     said = "computes correctly" if found["ok"] else "computes WRONGLY: use --device cpu, or another version of torch"
     return f"{table}\n\n{found['device']} in {found['dtype']} ({found['why']}) {said}"
 
 
 def html(rows: list[list[Any]], headers: tuple[str, ...] | list[str]) -> str:
     """A plain, escaped HTML table."""
-    from tabulate import tabulate
-
-    table = str(tabulate(rows, headers, tablefmt="html", disable_numparse=True))
+    table = _tabulate(rows, headers, "html")
     for tag in ("th", "td"):  # Jupyter aligns cells to the right unless told otherwise
         table = table.replace(f"<{tag}>", f'<{tag} style="text-align: left; padding-right: 1em">')
     return table
@@ -148,8 +147,26 @@ def knowledge_table(document: dict[str, Any]) -> str:
         [printable(n), g["prompts"], g["known"], number(g["median_log_p"], 2), f"{g['median_rank']:,.0f}"]
         for n, g in groups.items()
     ]
-    text = tabulate(body, ("concept", "prompts", "known", "median log p", "median rank"), disable_numparse=True)
+    text = _tabulate(body, ("concept", "prompts", "known", "median log p", "median rank"))
     out = [f"  {printable(a['prompt'] + a['answer'])}  (rank {a['rank']:,})"
            for g in groups.values() for a in g["answers"] if not a["known"]]  # fmt: skip
     rule = f"Left out, because an answer token is not among the {KNOWN_RANK:,} likeliest: {len(out)}"
     return "\n".join([text, "", "log p in nats per answer token. " + rule, *out])
+
+
+def found_table(found: dict[str, Any]) -> str:
+    """What `find` found, as text."""
+    forms = "; ".join(f"{w}: {printable(' | '.join(t))}" for w, t in found["words"].items())
+    body = [
+        [
+            f["id"], number(f["standing"], 1), number(f["strength"], 1),
+            ", ".join(f"{printable(w['token'].strip())} #{w['rank']}" for w in f["words"].values()),
+            printable(" ".join(t.strip() for t, _ in f["top_tokens"][:8])),
+        ]
+        for f in found["results"]
+    ]  # fmt: skip
+    table = _tabulate(body, ("vector", "standing", "strength", "best form and its rank", "tokens"))
+    return (
+        f"{found['neurons_examined']:,} neurons of {found['model']}, forms {forms}\n\n{table}\n\nStrength: the words' "
+        "mean readout in standard deviations of the neuron's own; standing: that, against its layer's neurons."
+    )

@@ -4,7 +4,7 @@ For a direction d the readout is ``z_t = E_t · d`` over the shown tokens t. No 
 
 1. The vocabulary is cut into chunks whose part of the readout stays in the cache. A chunk's product is taken in the
    **preselection precision**: bfloat16 where the processor has units for it, float32 elsewhere.
-2. Blocks of 32 tokens are reduced to their extremes. Only blocks that reach past the `keep` best tokens so far are
+2. Blocks of 16 tokens are reduced to their extremes. Only blocks that reach past the `keep` best tokens so far are
    looked into; their tokens are merged into these. Variance, skew and kurtosis come from power sums about the mean
    ``d · mean(E)``, taken while the chunk is in the cache.
 3. The survivors' values are computed again in float64 and rounded to float32 **correctly**: where the float64 error
@@ -29,7 +29,7 @@ import torch
 
 from conceptvec.memory import Batch
 
-BLOCK = 32  # tokens per block extreme
+BLOCK = 16  # tokens per block extreme
 COLUMNS = {"cpu": 8192, "mps": 65_536, "cuda": 65_536}  # tokens per chunk, where the readout's part fits the cache
 SPARE = {torch.float32: 14, torch.bfloat16: 110}  # survivors beyond k that guard against rounding
 MORE = {torch.float32: 200}  # the same where a row is repeated
@@ -91,7 +91,7 @@ class Projector:
         self.fallbacks = np.zeros(2, np.int32)
         total = torch.zeros(unembedding.shape[1], dtype=torch.float64)
         self.largest, self.residual = 0.0, 0.0  # of the rows' norms, and of their distance to bfloat16
-        for _, rows in self._chunks(torch.float32):
+        for _, rows in self.chunks(torch.float32):
             total += rows.sum(0).cpu().double()
             self.largest = max(self.largest, float(torch.linalg.vector_norm(rows, dim=1).max()))
             if self.precision is torch.bfloat16 and unembedding.dtype is not torch.bfloat16:
@@ -99,7 +99,7 @@ class Projector:
                 self.residual = max(self.residual, float(torch.linalg.vector_norm(gap, dim=1).max()))
         self.mean = (total / max(len(self.shown), 1)).float().to(self.device)
 
-    def _chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
+    def chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
         """(index of the first shown token, its and the following rows (C, H)); a view where nothing is masked."""
         for start in range(0, len(self.shown), self.columns):
             ids = self.shown[start : start + self.columns]
@@ -107,6 +107,14 @@ class Projector:
             whole = last - first == len(ids)
             rows = self.unembedding[first:last] if whole else self.unembedding[ids.to(self.device)]
             yield start, rows.to(dtype)
+
+    def covariance(self) -> torch.Tensor:
+        """Covariance (H, H) of the shown rows, float32: ``dᵀ C d`` is the variance of d's readout."""
+        total = torch.zeros(len(self.mean), len(self.mean), dtype=torch.float64)
+        for _, rows in self.chunks(torch.float32):
+            centred = rows - self.mean
+            total += (centred.T.contiguous() @ centred).cpu()
+        return (total / max(len(self.shown), 1)).float().to(self.device)
 
     def __call__(self, directions: torch.Tensor, batch_size: int = 200) -> Readouts:
         """Both poles and the moments of n readouts, batch by batch; a batch that does not fit in memory is halved."""
@@ -139,7 +147,7 @@ class Projector:
         columns = [directions[at].to(dtype).T.contiguous() for at in batches]  # (H, B) each
         power = torch.empty(0, device=self.device)
         # Chunks outside, batches inside: a chunk is gathered and converted once for all directions.
-        for start, rows in self._chunks(dtype):
+        for start, rows in self.chunks(dtype):
             for at, d in zip(batches, columns, strict=True):
                 z = _product(rows, d)  # (C, B)
                 high.add(z, start, at)
@@ -202,9 +210,10 @@ class Projector:
     def _fully(self, direction: torch.Tensor, sign: float) -> tuple[torch.Tensor, torch.Tensor]:
         """One pole of one direction from its full float64 readout: ids (k,) and values (k,)."""
         d = direction.to(self.exact).double()
-        z = torch.cat([rows.to(self.exact).double() @ d for _, rows in self._chunks(torch.float32)]).cpu()
+        z = torch.cat([rows.to(self.exact).double() @ d for _, rows in self.chunks(torch.float32)]).cpu()
         error = len(d) * 2.0**-52 * self.largest * float(torch.linalg.vector_norm(direction))
-        near = torch.nonzero(z * sign >= (z * sign).topk(self.k).values[-1] - 2 * error).flatten()
+        level = (z * sign).topk(self.k).values[-1]  # values that round to the same float32 are ties: they belong here
+        near = torch.nonzero((z * sign + error).float() >= (level - error).float()).flatten()
         order, best = _order(near[None], self._rounded(z[near][None], near[None], direction[None]) * sign)
         return order[0, : self.k], best[0, : self.k] * sign
 

@@ -10,7 +10,7 @@ and with its write amplified.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,7 +113,7 @@ def _set_unit(experiment: Experiment, sets: Sequence[Sequence[tuple[int, int]]],
 
 
 def add_continuations(
-    experiment: Experiment, entries: Sequence[Entry], prompts: dict[str, Sequence[Prompt]], parts: Parts
+    experiment: Experiment, entries: Sequence[Entry], prompts: Mapping[str, Sequence[Prompt]], parts: Parts
 ) -> None:
     """Give the best validated entries of every concept, in turn, the model's own continuations.
 

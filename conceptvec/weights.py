@@ -93,7 +93,7 @@ def load_weights(config: Config) -> Weights:
 
 def _index(folder: Path) -> Iterator[tuple[str, tuple[Path, str]]]:
     """(name in the decoder, (file, name in it)) of the text decoder's tensors and the unembedding."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     index = folder / "model.safetensors.index.json"
     try:
@@ -102,7 +102,7 @@ def _index(folder: Path) -> Iterator[tuple[str, tuple[Path, str]]]:
         else:
             with safe_open(folder / "model.safetensors", "pt") as opened:
                 places = dict.fromkeys(opened.keys(), folder / "model.safetensors")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RequestError(f"--model: {folder} has no readable safetensors files ({error})") from None
     prefix = next((m["prefix"] for m in map(_FIRST.fullmatch, places) if m), None)
     if prefix is None:

@@ -1,0 +1,142 @@
+"""Benchmarks on random weights of the shape of Gemma 3 1B, made on the spot: nothing is downloaded.
+
+A part is a module with ``measure(device, vectors) -> dict``; `bench` runs every part that is there and puts its
+figures under the part's name. Compared variants take turns, and the medians are reported, with the relative spread
+between repetitions, since a busy machine shows nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from conceptvec.errors import RequestError
+from conceptvec.models import choose_device
+from conceptvec.projection import Projector
+
+logger = logging.getLogger(__name__)
+
+PARTS = {"projection": "conceptvec.bench", "validation": "conceptvec.bench_validation"}
+LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 26, 1152, 6912, 262_144  # Gemma 3 1B
+TOP_K, BATCH, REPEATS, NAIVE = 50, 200, 5, 5
+
+
+def bench(device: str = "auto", vectors: int = 400) -> dict[str, Any]:
+    """Run every part.
+
+    Args:
+        device: as in `Config`.
+        vectors: value vectors that the projection is timed on.
+
+    Returns:
+        part → its figures.
+
+    Raises:
+        RequestError: fewer vectors than one.
+    """
+    if vectors < 1:
+        raise RequestError(f"--vectors: got {vectors}, expected a whole number of at least 1")
+    chosen, found = choose_device(device), {}
+    for part, module in PARTS.items():
+        if importlib.util.find_spec(module) is not None:
+            logger.info("bench: %s", part)
+            found[part] = importlib.import_module(module).measure(chosen, vectors)
+    return found
+
+
+@torch.inference_mode()
+def measure(device: torch.device, vectors: int) -> dict[str, Any]:
+    """The projection of both poles against its bare matrix product, `topk` on whole readouts, and the naive loop.
+
+    Returns:
+        seconds_gemm: the bare product in the preselection's precision, batch by batch, in its faster orientation.
+        seconds_ours: both poles and the moments of the same vectors.
+        seconds_naive: one vector at a time, unembedding times vector and a full sort (one pole), per vector.
+        seconds_topk: the product with `torch.topk` for both poles on the whole readout.
+        ratio_to_gemm, speedup_over_naive: medians' ratios, the latter per readout, where one vector has two.
+        spread: largest relative difference between a repetition and its median.
+        peak_extra_bytes: memory beyond weights and directions.
+        full_scale_seconds: extrapolated to all neurons of the model.
+    """
+    torch.manual_seed(0)
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    stored = torch.bfloat16 if native else torch.float32
+    unembedding = torch.empty(VOCABULARY, HIDDEN, device=device, dtype=stored).normal_()
+    directions = torch.randn(vectors, HIDDEN).to(device)
+    before = _memory(device)
+    projector = Projector(unembedding, torch.zeros(VOCABULARY, dtype=torch.bool), TOP_K)
+    _clock(lambda: projector(directions, BATCH), device)
+    extra = _memory(device) - before
+    low, rows = projector.precision, unembedding.to(projector.precision)
+
+    def product(turned: bool) -> None:
+        for d in directions.to(low).split(BATCH):
+            _ = rows @ d.T if turned else d @ rows.T
+
+    def topk() -> None:
+        for d in directions[:BATCH].float().split(BATCH):
+            z = d @ unembedding.T.float()
+            for largest in (True, False):
+                z.topk(TOP_K, largest=largest)
+
+    def naive() -> None:
+        for d in directions[:NAIVE]:
+            (unembedding.float() @ d).sort(descending=True)
+
+    variants = {
+        "gemm": lambda: product(False), "gemm_turned": lambda: product(True),
+        "ours": lambda: projector(directions, BATCH), "topk": topk, "naive": naive,
+    }  # fmt: skip
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(REPEATS):
+        for name, variant in variants.items():
+            taken[name].append(_clock(variant, device))
+    median = {name: statistics.median(times) for name, times in taken.items()}
+    gemm = "gemm" if median["gemm"] <= median["gemm_turned"] else "gemm_turned"
+    scale = vectors / min(vectors, BATCH)
+    ours = median["ours"] / vectors
+    return {
+        "device": _name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "precision": str(low).removeprefix("torch."), "vectors": vectors, "repeats": REPEATS,
+        "seconds_gemm": median[gemm], "seconds_ours": median["ours"], "seconds_topk": median["topk"] * scale,
+        "seconds_naive": median["naive"] / min(vectors, NAIVE),
+        "ratio_to_gemm": median["ours"] / median[gemm], "ratio_topk_to_gemm": median["topk"] * scale / median[gemm],
+        "speedup_over_naive": median["naive"] / min(vectors, NAIVE) / (ours / 2),
+        "spread": max(abs(t / median[n] - 1) for n in (gemm, "ours") for t in taken[n]),
+        "peak_extra_bytes": extra, "fallbacks": projector.fallbacks.tolist(),
+        "full_scale_seconds": ours * LAYERS * INTERMEDIATE,
+    }  # fmt: skip
+
+
+def _clock(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that `work` takes, the device's queue included."""
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
+def _memory(device: torch.device) -> int:
+    """The largest memory held so far, in bytes: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.backends.cpu.get_cpu_capability()}"
