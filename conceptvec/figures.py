@@ -326,7 +326,7 @@ def vector_card(results: Mapping[str, Any], vector: str | None = None) -> Figure
         found = [(i, d[key]) for i, d in enumerate(e["damage"].values()) if d[key] is not None]
         axes.bar([i + shift for i, _ in found], [v for _, v in found], width=0.38, color=color, label=key.split("_")[0])
     axes.axhline(0, color=INK, lw=0.8)
-    axes.margins(y=0.22)  # room for the legend
+    axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
     axes.set_xticks(range(len(e["damage"])), list(e["damage"]))
     axes.set_ylabel("drop (nats per answer token)")
     axes.legend(fontsize=8)
