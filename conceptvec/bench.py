@@ -1,60 +1,67 @@
 """Benchmarks on random weights of the shape of Gemma 3 1B, made on the spot: nothing is downloaded.
 
-A part is a module with ``measure(device, vectors) -> dict``; `bench` runs every part that is there and puts its
-figures under the part's name. Compared variants take turns, and the medians are reported, with the relative spread
-between repetitions, since a busy machine shows nothing else.
+Compared variants take turns, and the medians are reported, with the relative spread between repetitions, since a busy
+machine shows nothing else.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from conceptvec.bench_scoring import bench_scoring
+from conceptvec.bench_validation import bench_validation
 from conceptvec.errors import RequestError
-from conceptvec.models import choose_device
+from conceptvec.models import choose_device, choose_dtype
 from conceptvec.projection import Projector
 
 logger = logging.getLogger(__name__)
 
-PARTS = {"projection": "conceptvec.bench", "validation": "conceptvec.bench_validation"}
+PARTS = ("projection", "scoring", "validation")
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 26, 1152, 6912, 262_144  # Gemma 3 1B
 TOP_K, BATCH, REPEATS, NAIVE = 50, 200, 5, 5
 
 
-def bench(device: str = "auto", vectors: int = 400) -> dict[str, Any]:
-    """Run every part.
+def bench(device: str = "auto", vectors: int = 400, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """Run the parts that are asked for: Stage 1's projection, Stage 2's scorer, Stage 3's damage.
 
     Args:
         device: as in `Config`.
         vectors: value vectors that the projection is timed on.
+        parts: of `PARTS`.
 
     Returns:
         part → its figures.
 
     Raises:
-        RequestError: fewer vectors than one.
+        RequestError: fewer vectors than one, or an unknown part.
     """
     if vectors < 1:
         raise RequestError(f"--vectors: got {vectors}, expected a whole number of at least 1")
-    chosen, found = choose_device(device), {}
-    for part, module in PARTS.items():
-        if importlib.util.find_spec(module) is not None:
-            logger.info("bench: %s", part)
-            found[part] = importlib.import_module(module).measure(chosen, vectors)
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise RequestError(f"--parts: got {unknown[0]!r}, expected some of {', '.join(PARTS)}")
+    chosen = choose_device(device)
+    dtype = str(choose_dtype("auto", chosen)[0]).removeprefix("torch.")
+    run = {
+        "projection": lambda: bench_projection(chosen, vectors), "scoring": bench_scoring,
+        "validation": lambda: bench_validation(str(chosen), dtype),
+    }  # fmt: skip
+    found = {}
+    for part in parts:
+        logger.info("bench: %s", part)
+        found[part] = run[part]()
     return found
 
 
 @torch.inference_mode()
-def measure(device: torch.device, vectors: int) -> dict[str, Any]:
+def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
     """The projection of both poles against its bare matrix product, `topk` on whole readouts, and the naive loop.
 
     Returns:

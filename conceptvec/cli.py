@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     find.add_argument("--run", help="search the kept lists of this finished run instead of the weights")
     bench = command("bench", "the benchmarks, on random weights of the shape of Gemma 3 1B")
     _add_options(bench, ("device",))
+    bench.add_argument("--parts", default="projection,scoring,validation", help="some of %(default)s")
     bench.add_argument("--vectors", type=int, default=400, help="value vectors projected (default 400)")
     return parser
 
@@ -213,7 +214,7 @@ def _find(args: argparse.Namespace) -> dict[str, Any]:
 def _bench(args: argparse.Namespace) -> dict[str, Any]:
     from conceptvec.bench import bench
 
-    found = bench(_config(args).device, args.vectors)
+    found = bench(_config(args).device, args.vectors, args.parts.split(","))
     if not args.json:
         from tabulate import tabulate
 

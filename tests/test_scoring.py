@@ -14,11 +14,11 @@ import transformers
 
 import conceptvec as cv
 from conceptvec import scoring
+from conceptvec.bench_scoring import bench_scoring
 from conceptvec.concepts import Concept, ConceptSet, load_concepts
 from conceptvec.extraction import make_projector, project_layer
 from conceptvec.models import FAMILIES, Model
 from conceptvec.results import Results, check
-from conceptvec.scoring_bench import bench_scoring
 
 from .conftest import ANIMALS, COLORS
 
