@@ -111,9 +111,12 @@ def _figure(
     panels = figure.subplots(1, columns, squeeze=False, sharey=columns > 1)[0].tolist()
     model = results["model"]
     panels[0].set_title(f"{title}\n", loc="left")
-    source = f"{printable(model['id'])}, {model['dtype']} on {model['device']}"
-    panels[0].annotate(" · ".join(filter(None, (source, note))), (0, 1), (0, 4), xycoords="axes fraction",
-                       textcoords="offset points", fontsize=8.5, color=MUTED)  # fmt: skip
+    name = printable(model["id"])
+    name = name if len(name) <= 40 else f"…{name[-39:]}"  # a folder's path can be longer than the figure is wide
+    source = f"{name}, {model['dtype']} on {model['device']}"
+    line = panels[0].annotate(" · ".join(filter(None, (source, note))), (0, 1), (0, 4), xycoords="axes fraction",
+                              textcoords="offset points", fontsize=8.5, color=MUTED)  # fmt: skip
+    line.set_in_layout(False)  # the title's second line holds its place
     return figure, panels
 
 
@@ -216,7 +219,7 @@ def layer_by_concept(results: Mapping[str, Any]) -> Figure:
     ]
     cell = "number in a cell: validated" if wide else "in a cell: validated/tested"
     note = f"{valid.sum()} validated of {tested.sum()} tested; {cell}"
-    figure, (axes,) = _figure(results, "Layer by concept", max(2.8, 0.3 * len(names) + 1.5), note=note)
+    figure, (axes,) = _figure(results, "Layer by concept", max(3.4, 0.3 * len(names) + 1.5), note=note)
     seaborn.heatmap(
         tested, ax=axes, cmap=seaborn.light_palette(BLUE, as_cmap=True), mask=tested == 0, annot=np.array(text), fmt="",
         annot_kws={"fontsize": 8.5}, vmin=0, vmax=max(tested.max(), 2), xticklabels=layers, linewidths=1,

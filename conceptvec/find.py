@@ -132,7 +132,7 @@ def _of_run(run: Path, config: Config) -> Config:
 def _from_run(run: Path, model: Model, targets: np.ndarray) -> Source:
     from safetensors.numpy import load_file
 
-    if json.loads((run / "manifest.json").read_text(encoding="utf-8")).get("model") != model.fingerprint:
+    if json.loads((run / "manifest.json").read_text(encoding="utf-8"))["model"].get("fingerprint") != model.fingerprint:
         raise RequestError(f"find: {run} was made from other weights than {model.name}; run it again, or omit --run")
     files = sorted((run / "projections").glob("layer_*.safetensors"))
     if not files:

@@ -113,12 +113,22 @@ class Model:
         }  # fmt: skip
 
 
+def _rotary(config: Any) -> list[Any]:
+    """Rotary base of the full layers, its factor, base of the sliding layers; 4.x and 5.x name them differently."""
+    found: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    if not found:
+        found = {"rope_theta": getattr(config, "rope_theta", None)} | (getattr(config, "rope_scaling", None) or {})
+    full = found.get("full_attention", found)
+    local = (found.get("sliding_attention") or {}).get("rope_theta", getattr(config, "rope_local_base_freq", None))
+    return [full.get("rope_theta"), full.get("factor"), local]
+
+
 def fingerprint(model: Model, config: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """SHA-256 over architecture, vocabulary and tensors (sorted by the decoder's names) in the model's precision.
 
     The same in every version of transformers; of a multimodal model the text decoder alone counts.
     """
-    shape = {name: getattr(config, name, None) for name in ARCHITECTURE}
+    shape = {name: getattr(config, name, None) for name in ARCHITECTURE} | {"rotary": _rotary(config)}
     digest = hashlib.sha256(json.dumps([shape, str(model.dtype), model.n_layers], default=str).encode())
     digest.update(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode())
     for name, tensor in tensors:

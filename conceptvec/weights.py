@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,12 +42,34 @@ class Weights(Model):
         tied = "lm_head.weight" not in self.files or self.hf.get_text_config().tie_word_embeddings
         if tied:
             self.files.pop("lm_head.weight", None)
-        self.n_layers = sum(bool(re.fullmatch(r"layers\.\d+\.mlp\.down_proj\.weight", n)) for n in self.files)
+        self._check(self.hf.get_text_config())
+        self.n_layers = self.hf.get_text_config().num_hidden_layers
         self._readout = "embed_tokens.weight" if tied else "lm_head.weight"
         self.unembedding = self._read(self._readout).to(self.device)
         self.vocab_size, self.hidden_size = self.unembedding.shape
         self.intermediate_size = self.value_vectors(0).shape[0]
         self.bos_id = self.tokenizer.bos_token_id
+
+    def _check(self, config: Any) -> None:
+        """Refuse files that do not hold what the configuration describes."""
+        from safetensors import safe_open
+
+        down = [f"layers.{n}.mlp.down_proj.weight" for n in range(config.num_hidden_layers)]
+        post = self.family.post_norm
+        norms = ["norm.weight", *(f"layers.{n}.{post}.weight" for n in range(len(down)) if post)]
+        lacks = [n for n in ("embed_tokens.weight", *down, *norms) if n not in self.files]
+        wrong = []
+        for name in () if lacks else down:
+            file, key = self.files[name]
+            with safe_open(file, "pt") as opened:
+                shape = opened.get_slice(key).get_shape()
+            if shape != [config.hidden_size, config.intermediate_size]:
+                wrong.append(f"{name} is {shape}, expected {[config.hidden_size, config.intermediate_size]}")
+        if lacks or wrong:
+            raise RequestError(
+                f"--model: {self.folder} does not hold the model that its config.json describes: {len(lacks)} weights "
+                f"are missing, {len(wrong)} have another size (first: {[*lacks, *wrong][0]}); fetch them again"
+            )
 
     def _read(self, name: str) -> torch.Tensor:
         """A copy of one tensor on the CPU: bfloat16 as stored where the precision is float32, else as asked."""

@@ -124,6 +124,7 @@ def test_other_errors_are_not_taken_for_memory() -> None:
 
 def test_stage_1_and_3_go_on_with_half_a_batch(tiny, monkeypatch, caplog) -> None:
     """Memory that runs out in the middle of the real stages changes no result."""
+    from conceptvec import projection
     from conceptvec.damage import damages
     from conceptvec.extraction import make_projector, project_layer
 
@@ -141,7 +142,7 @@ def test_stage_1_and_3_go_on_with_half_a_batch(tiny, monkeypatch, caplog) -> Non
     config = Config(device="cpu", top_k=10, batch_size=16)
     projector, _, _ = make_projector(tiny, 10)
     whole = project_layer(tiny, projector, 1, config)
-    monkeypatch.setattr("conceptvec.extraction.Projector._pole", once(type(projector)._pole, 3))
+    monkeypatch.setattr("conceptvec.projection._product", once(projection._product, 1))
     halved = project_layer(tiny, projector, 1, config)
     for name in ("neurons", "top_ids", "top_values", "bottom_ids", "bottom_values", "norms"):
         assert np.array_equal(getattr(whole, name), getattr(halved, name))

@@ -22,7 +22,7 @@ def test_the_plan_of_the_demo(tmp_path, capsys) -> None:
     assert main(["run", "--dry-run", "--device", "cpu", "--out", out, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["ok"] and plan["model"]["layers"] == 4 and plan["model"]["hidden_size"] == 96
-    assert plan["work"]["projection_flops"] == 2 * 96 * 4096 * 4 * 32
+    assert plan["work"]["projection_flops"] == 2 * 96 * 4096 * 4 * 40
     assert plan["needs"]["download_bytes"] == 0 and plan["device"]["why"] == "exact on a CPU"
     # The demo's own report of its size, which the plan takes from the bytes of the file.
     weights = json.loads((Path(__file__).parent.parent / "conceptvec/data/demo/config.json").read_text())
@@ -33,7 +33,7 @@ def test_the_plan_of_the_demo(tmp_path, capsys) -> None:
     assert abs(plan["model"]["parameters"] / exact - 1) < 0.02
     assert main(["run", "--dry-run", "--device", "cpu", "--out", out]) == 0
     text = capsys.readouterr().out
-    assert "exact on a CPU" in text and "4 layers × 32 neurons" in text and "ready    yes" in text
+    assert "exact on a CPU" in text and "4 layers × 40 neurons" in text and "ready    yes" in text
     assert not (tmp_path / "run").exists()  # nothing was written
 
 
@@ -53,7 +53,7 @@ def test_a_full_disk_and_little_memory(tmp_path, monkeypatch, capsys) -> None:
 
 
 def test_the_state_of_the_run_folder(tmp_path, capsys) -> None:
-    argv = ["run", "--device", "cpu", "--stages", "1", "--layers", "0", "--out", str(tmp_path / "r")]
+    argv = ["run", "--device", "cpu", "--stages", "1,2", "--layers", "0", "--out", str(tmp_path / "r")]
     assert main(argv) == 0
     config = Config(device="cpu", layers="0", out=str(tmp_path / "r"))
     assert preflight(config)["run_folder"]["state"] == "resumed, 2 parts are done"

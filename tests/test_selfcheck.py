@@ -78,8 +78,8 @@ def test_projections_that_disagree_stop_the_run(tiny, small, monkeypatch) -> Non
     sound = extract(tiny, small)
     assert sound.agreement["projection"]["rows"] == 4
     assert 0 < sound.agreement["projection"]["largest_difference"] < 1e-6
-    ranked = Projector._ranked
-    monkeypatch.setattr(Projector, "_ranked", lambda self, d, i: ranked(self, d, i) * (1 + 1e-3))
+    rounded = Projector._rounded
+    monkeypatch.setattr(Projector, "_rounded", lambda self, e, i, d: rounded(self, e, i, d) * (1 + 1e-3))
     with pytest.raises(RunError, match="computes wrongly: the projection .* `conceptvec selfcheck"):
         extract(tiny, small)
     monkeypatch.undo()
@@ -91,10 +91,16 @@ def test_projections_that_disagree_stop_the_run(tiny, small, monkeypatch) -> Non
 def test_damage_that_disagrees_stops_the_run(tiny, small, monkeypatch) -> None:
     found = damage_agreement(tiny, small, [0, 1, 2, 3])
     assert found["rows"] == 27 and found["largest_difference"] < 1e-4 and found["largest_difference_of_drops"] < 1e-4
-    above = Engine.run_above
-    for wrong in (lambda self, layer, h: above(self, layer + 1, h) if layer == 2 else above(self, layer, h),
-                  lambda self, layer, h: above(self, layer, h) * torch.nan):  # fmt: skip
-        monkeypatch.setattr(Engine, "run_above", wrong)
+    above = Engine._run
+
+    def one_layer_short(self, hidden, first, *rest, **more):  # in replays, which run to the top
+        return above(self, hidden, first + (first == 3 and not rest), *rest, **more)
+
+    def broken(self, hidden, first, *rest, **more):
+        return above(self, hidden, first, *rest, **more) * torch.nan
+
+    for wrong in (one_layer_short, broken):
+        monkeypatch.setattr(Engine, "_run", wrong)
         with pytest.raises(RunError, match="computes wrongly: the damage|NaN or infinity"):
             damage_agreement(tiny, small, [0, 1, 2, 3])
 
