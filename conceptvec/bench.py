@@ -7,9 +7,7 @@ machine shows nothing else.
 from __future__ import annotations
 
 import logging
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +18,7 @@ from conceptvec.bench_scoring import bench_scoring
 from conceptvec.bench_validation import bench_validation
 from conceptvec.errors import RequestError
 from conceptvec.models import choose_device, choose_dtype
+from conceptvec.pipeline import peak_memory
 from conceptvec.projection import Projector
 
 logger = logging.getLogger(__name__)
@@ -140,7 +139,7 @@ def _memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_memory()
 
 
 def _name(device: torch.device) -> str:
