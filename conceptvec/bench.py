@@ -19,7 +19,7 @@ from conceptvec.bench_validation import bench_validation
 from conceptvec.errors import RequestError
 from conceptvec.models import choose_device, choose_dtype
 from conceptvec.pipeline import peak_memory
-from conceptvec.projection import Projector
+from conceptvec.projection import COLUMNS, Projector
 
 logger = logging.getLogger(__name__)
 
@@ -64,62 +64,89 @@ def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
     """The projection of both poles against its bare matrix product, `topk` on whole readouts, and the naive loop.
 
     Returns:
-        seconds_gemm: the bare product in the preselection's precision, batch by batch, in its faster orientation.
+        seconds_gemm: the bare product in the preselection's precision, batch by batch: the fastest of the whole
+            vocabulary at once in either orientation, and chunk by chunk.
         seconds_ours: both poles and the moments of the same vectors.
         seconds_naive: one vector at a time, unembedding times vector and a full sort (one pole), per vector.
-        seconds_topk: the product with `torch.topk` for both poles on the whole readout.
+        seconds_topk: the float32 product with `torch.topk` for both poles on the whole readout.
         ratio_to_gemm, speedup_over_naive: medians' ratios, the latter per readout, where one vector has two.
         spread: largest relative difference between a repetition and its median.
         peak_extra_bytes: memory beyond weights and directions.
         full_scale_seconds: extrapolated to all neurons of the model.
+        float32: where the preselection is in bfloat16, the same ratios for one in float32, in the same run.
     """
     torch.manual_seed(0)
     native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
     stored = torch.bfloat16 if native else torch.float32
     unembedding = torch.empty(VOCABULARY, HIDDEN, device=device, dtype=stored).normal_()
     directions = torch.randn(vectors, HIDDEN).to(device)
+    nothing = torch.zeros(VOCABULARY, dtype=torch.bool)
     before = _memory(device)
-    projector = Projector(unembedding, torch.zeros(VOCABULARY, dtype=torch.bool), TOP_K)
-    _clock(lambda: projector(directions, BATCH), device)
+    projectors = [Projector(unembedding, nothing, TOP_K)]
+    _clock(lambda: projectors[0](directions, BATCH), device)
     extra = _memory(device) - before
-    low, rows = projector.precision, unembedding.to(projector.precision)
-
-    def product(turned: bool) -> None:
-        for d in directions.to(low).split(BATCH):
-            _ = rows @ d.T if turned else d @ rows.T
+    if projectors[0].precision is not torch.float32:
+        projectors.append(Projector(unembedding, nothing, TOP_K, precision=torch.float32))
 
     def topk() -> None:
-        for d in directions[:BATCH].float().split(BATCH):
-            z = d @ unembedding.T.float()
-            for largest in (True, False):
-                z.topk(TOP_K, largest=largest)
+        z = directions[:BATCH].float() @ unembedding.T.float()
+        for largest in (True, False):
+            z.topk(TOP_K, largest=largest)
 
     def naive() -> None:
         for d in directions[:NAIVE]:
             (unembedding.float() @ d).sort(descending=True)
 
-    variants = {
-        "gemm": lambda: product(False), "gemm_turned": lambda: product(True),
-        "ours": lambda: projector(directions, BATCH), "topk": topk, "naive": naive,
-    }  # fmt: skip
+    variants: dict[str, Callable[[], Any]] = {"topk": topk, "naive": naive}
+    for projector in projectors:
+        variants |= _products(unembedding.to(projector.precision), directions)
+        variants[f"ours {projector.precision}"] = lambda projector=projector: projector(directions, BATCH)
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(REPEATS):
         for name, variant in variants.items():
             taken[name].append(_clock(variant, device))
     median = {name: statistics.median(times) for name, times in taken.items()}
-    gemm = "gemm" if median["gemm"] <= median["gemm_turned"] else "gemm_turned"
-    scale = vectors / min(vectors, BATCH)
-    ours = median["ours"] / vectors
+    one_by_one = median["naive"] / min(vectors, NAIVE)
+
+    def figures(precision: torch.dtype) -> dict[str, Any]:
+        ours = f"ours {precision}"
+        gemm = min((name for name in median if name.startswith(f"gemm {precision}")), key=median.__getitem__)
+        return {
+            "seconds_gemm": median[gemm], "seconds_ours": median[ours], "ratio_to_gemm": median[ours] / median[gemm],
+            "speedup_over_naive": one_by_one / (median[ours] / vectors / 2),
+            "spread": max(abs(t / median[n] - 1) for n in (gemm, ours) for t in taken[n]),
+            "full_scale_seconds": median[ours] / vectors * LAYERS * INTERMEDIATE,
+        }  # fmt: skip
+
+    precision = projectors[0].precision
+    found = figures(precision)
+    seconds = median["topk"] * vectors / min(vectors, BATCH)
     return {
         "device": _name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "precision": str(low).removeprefix("torch."), "vectors": vectors, "repeats": REPEATS,
-        "seconds_gemm": median[gemm], "seconds_ours": median["ours"], "seconds_topk": median["topk"] * scale,
-        "seconds_naive": median["naive"] / min(vectors, NAIVE),
-        "ratio_to_gemm": median["ours"] / median[gemm], "ratio_topk_to_gemm": median["topk"] * scale / median[gemm],
-        "speedup_over_naive": median["naive"] / min(vectors, NAIVE) / (ours / 2),
-        "spread": max(abs(t / median[n] - 1) for n in (gemm, "ours") for t in taken[n]),
-        "peak_extra_bytes": extra, "fallbacks": projector.fallbacks.tolist(),
-        "full_scale_seconds": ours * LAYERS * INTERMEDIATE,
+        "precision": str(precision).removeprefix("torch."), "vectors": vectors, "repeats": REPEATS, **found,
+        "seconds_naive": one_by_one, "seconds_topk": seconds, "ratio_topk_to_gemm": seconds / found["seconds_gemm"],
+        "peak_extra_bytes": extra, "fallbacks": projectors[0].fallbacks.tolist(),
+        **({"float32": figures(torch.float32)} if len(projectors) > 1 else {}),
+    }  # fmt: skip
+
+
+def _products(rows: torch.Tensor, directions: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """The bare product of (V, H) rows with (n, H) directions in the rows' precision, in three arrangements."""
+    batches = directions.to(rows.dtype).split(BATCH)
+
+    def whole(turned: bool) -> None:
+        for d in batches:
+            _ = rows @ d.T if turned else d @ rows.T
+
+    def chunks() -> None:
+        for d in batches:
+            columns = d.T.contiguous()
+            for chunk in rows.split(COLUMNS[rows.device.type]):
+                _ = chunk @ columns
+
+    return {
+        f"gemm {rows.dtype}": lambda: whole(False), f"gemm {rows.dtype} turned": lambda: whole(True),
+        f"gemm {rows.dtype} chunks": chunks,
     }  # fmt: skip
 
 

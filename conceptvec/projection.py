@@ -31,9 +31,10 @@ from conceptvec.memory import Batch
 
 BLOCK = 16  # tokens per block extreme
 COLUMNS = {"cpu": 8192, "mps": 65_536, "cuda": 65_536}  # tokens per chunk, where the readout's part fits the cache
-SPARE = {torch.float32: 14, torch.bfloat16: 110}  # survivors beyond k that guard against rounding
+SPARE = {torch.float32: 14, torch.bfloat16: 90}  # survivors beyond k that guard against rounding
 MORE = {torch.float32: 200}  # the same where a row is repeated
-SLICE = {"cpu": 2**17, "mps": 2**24, "cuda": 2**26}  # elements of the survivors' rows in float64 at a time
+COPY = 768 * 2**20  # bytes that a copy of the unembedding in the preselection's precision may take
+SLICE = {"cpu": 2**20, "mps": 2**24, "cuda": 2**26}  # elements of the survivors' rows in float64 at a time
 
 
 class Readouts(NamedTuple):
@@ -67,7 +68,8 @@ class Projector:
     """Projects directions (n, H) of the residual stream onto the shown tokens of an unembedding.
 
     Args:
-        unembedding: (V, H) on the device of the computation, float32 or bfloat16; it is read, never copied as a whole.
+        unembedding: (V, H) on the device of the computation, float32 or bfloat16. Where it is float32 and the
+            preselection bfloat16, a copy of at most `COPY` bytes is kept; of a larger one, chunks are converted.
         masked: bool (V,); these tokens never appear.
         top_k: tokens per pole; at most the number of shown tokens are kept.
         precision: of the preselection; the fastest by default.
@@ -91,17 +93,27 @@ class Projector:
         self.fallbacks = np.zeros(2, np.int32)
         total = torch.zeros(unembedding.shape[1], dtype=torch.float64)
         self.largest, self.residual = 0.0, 0.0  # of the rows' norms, and of their distance to bfloat16
-        for _, rows in self.chunks(torch.float32):
+        self.copy: torch.Tensor | None = None
+        lower = (self.precision, unembedding.dtype) == (torch.bfloat16, torch.float32)
+        if lower and 2 * len(self.shown) * unembedding.shape[1] <= COPY:
+            self.copy = torch.empty(len(self.shown), unembedding.shape[1], dtype=torch.bfloat16, device=self.device)
+        for start, rows in self.chunks(torch.float32):
             total += rows.sum(0).cpu().double()
             self.largest = max(self.largest, float(torch.linalg.vector_norm(rows, dim=1).max()))
-            if self.precision is torch.bfloat16 and unembedding.dtype is not torch.bfloat16:
-                gap = rows - rows.bfloat16().float()
+            if lower:
+                quantised = rows.bfloat16()
+                if self.copy is not None:
+                    self.copy[start : start + len(rows)] = quantised
+                gap = rows - quantised.float()
                 self.residual = max(self.residual, float(torch.linalg.vector_norm(gap, dim=1).max()))
         self.mean = (total / max(len(self.shown), 1)).float().to(self.device)
 
     def chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
         """(index of the first shown token, its and the following rows (C, H)); a view where nothing is masked."""
         for start in range(0, len(self.shown), self.columns):
+            if self.copy is not None and dtype is self.copy.dtype:
+                yield start, self.copy[start : start + self.columns]
+                continue
             ids = self.shown[start : start + self.columns]
             first, last = int(ids[0]), int(ids[-1]) + 1
             whole = last - first == len(ids)
@@ -142,26 +154,29 @@ class Projector:
         accumulator = torch.float32 if self.device.type == "mps" else torch.float64
         mean = directions @ self.mean
         sums = torch.zeros(3, n, dtype=accumulator, device=self.device)  # of the second to fourth powers
-        high, low = (_Pole(n, min(self.k + spare[dtype], shown), sign, self.device) for sign in (1.0, -1.0))
-        batches = [slice(i, i + size) for i in range(0, n, size)]
+        batches = [slice(i, min(i + size, n)) for i in range(0, n, size)]
+        poles = [_Poles(at.stop - at.start, min(self.k + spare[dtype], shown), self.device) for at in batches]
         columns = [directions[at].to(dtype).T.contiguous() for at in batches]  # (H, B) each
-        power = torch.empty(0, device=self.device)
+        # Memory is used again from chunk to chunk: fresh pages cost more than the arithmetic.
+        z, power = torch.empty(0, device=self.device), torch.empty(0, device=self.device)
         # Chunks outside, batches inside: a chunk is gathered and converted once for all directions.
         for start, rows in self.chunks(dtype):
-            for at, d in zip(batches, columns, strict=True):
-                z = _product(rows, d)  # (C, B)
-                high.add(z, start, at)
-                low.add(z, start, at)
-                if power.shape != z.shape:  # one buffer: fresh memory costs more than the arithmetic
+            for at, d, pole in zip(batches, columns, poles, strict=True):
+                z = _product(rows, d, z)  # (C, B)
+                pole.add(z, start)
+                if power.shape != z.shape:
                     power = torch.empty_like(z)
                 torch.square(z.sub_(mean[at]), out=power)
                 sums[0, at] += power.sum(0)
                 sums[1, at] += z.mul_(power).sum(0)
                 sums[2, at] += power.square_().sum(0)
+        for pole in poles:
+            pole.merge()
         m2, m3, m4 = (s.float().cpu() for s in sums / shown)
         floor = torch.clamp(m2, min=1e-30)
-        top, top_values, unsafe = self._rank(directions, high, dtype)
-        bottom, bottom_values, also = self._rank(directions, low, dtype)
+        ids, values = (torch.cat([getattr(p, name) for p in poles], 1) for name in ("ids", "values"))  # (2, n, keep)
+        top, top_values, unsafe = self._rank(directions, ids[0], values[0], 1.0, dtype)
+        bottom, bottom_values, also = self._rank(directions, ids[1], values[1], -1.0, dtype)
         found = Readouts(top, top_values, bottom, bottom_values, m2, m3 / floor**1.5, m4 / floor**2 - 3, mean.cpu())
         return found, torch.nonzero(unsafe | also).flatten()
 
@@ -176,26 +191,29 @@ class Projector:
         return 1.001 * bound.cpu().double()  # the bound itself was computed in float32
 
     def _rank(
-        self, directions: torch.Tensor, pole: _Pole, dtype: torch.dtype
+        self, directions: torch.Tensor, ids: torch.Tensor, first: torch.Tensor, sign: float, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A pole's k best by exact value, as ids (n, k) and signed values (n, k), and which rows are not safe (n,)."""
-        n, keep = pole.ids.shape
+        """A pole's k best by exact value, as ids (n, k) and values (n, k), and which rows are not safe (n,).
+
+        `ids` and `first` (n, keep) are the survivors and their first values times the pole's `sign`, largest first.
+        """
+        n, keep = ids.shape
         exact = torch.empty(n, keep, dtype=torch.float64)
         step = max(1, SLICE[self.device.type] // (keep * directions.shape[1]))
-        where = self.shown.to(self.device)[pole.ids]
+        where = self.shown.to(self.device)[ids]
         for i in range(0, n, step):
             rows = self.unembedding.index_select(0, where[i : i + step].flatten()).to(self.exact).double()
             d = directions[i : i + step].to(self.exact).double()
             exact[i : i + step] = torch.bmm(rows.view(len(d), keep, -1), d[:, :, None]).squeeze(2)
-        first, ids = pole.values.double().cpu(), pole.ids.cpu()
-        order, best = _order(ids, self._rounded(exact, ids, directions) * pole.sign)
+        first, ids = first.double().cpu(), ids.cpu()
+        order, best = _order(ids, self._rounded(exact, ids, directions) * sign)
         # The CPU's bfloat16 product comes rounded to bfloat16; others come in float32.
         own = 1.01 * 2.0**-8 if dtype is torch.bfloat16 and self.device.type == "cpu" else 0.0
         margin = self._slack(directions, dtype)[:, None] + own * first.abs()
-        unsafe = ~((first - exact * pole.sign).abs() <= margin).all(1)  # NaN is not safe either
+        unsafe = ~((first - exact * sign).abs() <= margin).all(1)  # NaN is not safe either
         if keep < len(self.shown):
             unsafe |= best[:, self.k - 1] <= (first[:, -1] + margin[:, -1]).float()
-        return order[:, : self.k], best[:, : self.k] * pole.sign, unsafe
+        return order[:, : self.k], best[:, : self.k] * sign, unsafe
 
     def _rounded(self, exact: torch.Tensor, ids: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
         """Float64 sums (n, m) rounded to the float32 next to the true sum, whatever the order they were summed in."""
@@ -218,53 +236,68 @@ class Projector:
         return order[0, : self.k], best[0, : self.k] * sign
 
 
-def _product(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """(C, H) times (H, B) in float32 (with CUDA's bfloat16 product accumulated and given out in float32)."""
-    if rows.dtype is torch.bfloat16 and rows.device.type == "cuda":
+def _product(rows: torch.Tensor, columns: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """(C, H) times (H, B) in float32, into the memory of the `last` product where it fits."""
+    if rows.dtype is torch.bfloat16 and rows.device.type == "cuda":  # accumulated and given out in float32
         return torch.mm(rows, columns, out_dtype=torch.float32)
-    return (rows @ columns).float()
+    if last.shape != (len(rows), columns.shape[1]):
+        last = rows.new_empty(len(rows), columns.shape[1], dtype=torch.float32)
+    return torch.mm(rows, columns, out=last) if rows.dtype is torch.float32 else last.copy_(rows @ columns)
 
 
-class _Pole:
-    """The `keep` best tokens so far of each row; values carry the pole's sign, so that larger is better."""
+class _Poles:
+    """The `keep` best tokens so far of both poles of a batch; the lower pole's values are negated: larger is better.
 
-    def __init__(self, n: int, keep: int, sign: float, device: torch.device) -> None:
-        self.sign = sign
-        self.ids = torch.zeros(n, keep, dtype=torch.int64, device=device)  # indices of shown tokens
-        self.values = torch.full((n, keep), -math.inf, device=device)
+    Newcomers wait until the tokens seen have doubled since the last merge: till then the level they must pass is a
+    little low, which costs fewer of them than merging every chunk would.
+    """
 
-    def add(self, z: torch.Tensor, start: int, at: slice) -> None:
-        """Merge a chunk of the rows `at`: z (C, B), whose first token is the shown token `start`."""
-        n, keep = z.shape[1], self.ids.shape[1]
+    def __init__(self, n: int, keep: int, device: torch.device) -> None:
+        self.ids = torch.zeros(2, n, keep, dtype=torch.int64, device=device)  # indices of shown tokens
+        self.values = torch.full((2, n, keep), -math.inf, device=device)
+        self.waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # (row of 2n, token, value)
+        self.due = 0
+
+    def add(self, z: torch.Tensor, start: int) -> None:
+        """Take in a chunk: z (C, B), whose first token is the shown token `start`."""
+        n, keep = z.shape[1], self.ids.shape[2]
         whole = len(z) // BLOCK * BLOCK
         tiles = z[:whole].view(-1, BLOCK, n)
-        extremes = tiles.amax(1) if self.sign > 0 else tiles.amin(1).neg_()  # (C / BLOCK, B)
-        level, passes = self.values[at, -1], torch.gt
-        if start == 0 and len(extremes) >= keep:  # at least `keep` tokens are as large as the keep-th block
-            level, passes = extremes.topk(keep, dim=0).values[-1], torch.ge
-        block, row = passes(extremes, level).nonzero(as_tuple=True)
-        inside = tiles[block, :, row] * self.sign  # (m, BLOCK)
-        pair, lane = passes(inside, level[row, None]).nonzero(as_tuple=True)
-        row, token, value = row[pair], block[pair] * BLOCK + lane, inside[pair, lane]
+        extremes = torch.stack([tiles.amax(1), tiles.amin(1).neg_()])  # (2, C / BLOCK, B)
+        level, passes = self.values[:, :, -1], torch.gt
+        if start == 0 and extremes.shape[1] >= keep:  # at least `keep` tokens are as large as the keep-th block
+            level, passes = extremes.topk(keep, dim=1).values[:, -1], torch.ge
+        pole, block, row = passes(extremes, level[:, None]).nonzero(as_tuple=True)
+        inside = tiles[block, :, row] * (1 - 2 * pole)[:, None]  # (m, BLOCK)
+        pair, lane = passes(inside, level[pole, row][:, None]).nonzero(as_tuple=True)
+        self.waiting.append(((pole * n + row)[pair], block[pair] * BLOCK + lane + start, inside[pair, lane]))
         if whole < len(z):  # the vocabulary's last, incomplete block
-            rest = z[whole:] * self.sign
-            last, column = passes(rest, level).nonzero(as_tuple=True)
-            row, token = torch.cat([row, column]), torch.cat([token, last + whole])
-            value = torch.cat([value, rest[last, column]])
+            rest = torch.stack([z[whole:], -z[whole:]])
+            pole, last, row = passes(rest, level[:, None]).nonzero(as_tuple=True)
+            self.waiting.append((pole * n + row, last + whole + start, rest[pole, last, row]))
+        if start + len(z) >= self.due:
+            self.merge()
+            self.due = 2 * (start + len(z))
+
+    def merge(self) -> None:
+        """Sort what waits into the best so far."""
+        row, token, value = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
+        self.waiting = [(row[:0], token[:0], value[:0])]
         if not len(row):
             return
+        n, keep = self.ids.shape[1:]
         # Ragged to rectangular: the i-th newcomer of a row goes into column i.
         order = row.argsort(stable=True)
         row, token, value = row[order], token[order], value[order]
-        count = torch.bincount(row, minlength=n)
-        column = torch.arange(len(row), device=z.device) - (count.cumsum(0) - count)[row]
+        count = torch.bincount(row, minlength=2 * n)
+        column = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
         width = int(count.max())
-        values = torch.full((n, width), -math.inf, device=z.device)
-        ids = torch.zeros(n, width, dtype=torch.int64, device=z.device)
-        values[row, column], ids[row, column] = value, token + start
-        values, best = torch.cat([self.values[at], values], 1).topk(keep, dim=1)
-        self.ids[at] = torch.cat([self.ids[at], ids], 1).gather(1, best)
-        self.values[at] = values
+        values = torch.full((2 * n, width), -math.inf, device=row.device)
+        ids = torch.zeros(2 * n, width, dtype=torch.int64, device=row.device)
+        values[row, column], ids[row, column] = value, token
+        best = torch.cat([self.values, values.view(2, n, width)], 2).topk(keep, dim=2)
+        self.ids = torch.cat([self.ids, ids.view(2, n, width)], 2).gather(2, best.indices)
+        self.values = best.values
 
 
 def _order(ids: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -127,8 +127,8 @@ def test_a_device_that_computes_wrongly_is_noticed(monkeypatch) -> None:
     rows, d = torch.randn(500, 32), torch.randn(6, 32)
     right = projection._product
 
-    def wrong(rows, columns):
-        z = right(rows, columns)
+    def wrong(rows, columns, last):
+        z = right(rows, columns, last)
         z[:, 0] = z[:, 0].flip(0)
         return z
 
