@@ -5,11 +5,13 @@
    it: it may be a true one. What is validated is false.
 2. **Permuted labels**: the same neurons, and planted ones of full strength, where the prompts of all concepts have
    been dealt out anew. Everything validated is false.
-3. **Planted vectors** of growing strength s, in memory alone, in the upper half of the layers: a vector along the
-   concept's unembedding direction (its answers less what the model expects in their place) is written by an activation
-   that fires on the concept's prompts (and at a tenth of that, with random sign, elsewhere) with s times the norm of
-   the MLP output there. The planted model is the clean one, and the planted vector is damaged. What is validated is
-   true. Too strong a vector overshoots: where removing it makes the answers likelier, it is rightly not validated.
+3. **Planted vectors** worth a stated number of nats, in memory alone, in the upper half of the layers: a vector along
+   the concept's unembedding direction (three quarters of its answers, drawn, less what the model expects there) is
+   written by an activation that fires on the concept's prompts (and at a tenth of that, with random sign, elsewhere).
+   Its norm, a multiple of that of the MLP output, is set so that the vector's presence raises the log-probability of
+   the concept's answers by the stated effect: without an effect there would be nothing to find. Where no norm of
+   `NORMS` reaches the effect, nothing is planted, and that is counted. The planted model is then the clean one, and
+   the planted vector is damaged. What is validated is true.
 
 Each group is judged together with the random neurons, so that the correction for many tests has both kinds to face.
 """
@@ -17,6 +19,7 @@ Each group is judged together with the random neurons, so that the correction fo
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -44,7 +47,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STRENGTHS = (0.05, 0.1, 0.2, 0.25, 0.3)  # norm of what is planted relative to the MLP output
+EFFECTS = (0.05, 0.1, 0.15, 0.2, 0.3)  # nats per answer token that the planted vectors are worth
+NORMS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)  # norms of what is planted, relative to the MLP output's, that are tried
 BACKGROUND = 0.1  # activation of a planted vector off its concept, relative to that on it
 
 
@@ -55,12 +59,13 @@ class Planted(Experiment):
         base: the experiment on the model itself.
         layer: where the neuron is.
         concept: what it writes and fires on.
-        strength: s, see the module.
+        norm: of what is planted, relative to the MLP output's.
+        draw: number of the random draw of answers and activations.
     """
 
-    def __init__(self, base: Experiment, layer: int, concept: str, strength: float) -> None:
+    def __init__(self, base: Experiment, layer: int, concept: str, norm: float, draw: int) -> None:
         super().__init__(base.model, base.config, base.table, base.means)
-        self.layer, self.concept, self.strength = layer, concept, strength
+        self.layer, self.concept, self.norm, self.draw = layer, concept, norm, draw
         self.number = base.model.intermediate_size  # one past the real neurons
         self.vector, self.amounts = self._neuron()
         self.neutral, self._reference = [], {}  # divergence plays no part in the verdict
@@ -68,17 +73,17 @@ class Planted(Experiment):
     def _neuron(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The value vector (H,), of the layer's mean norm, and the activations (P, T)."""
         model, engine, table = self.model, self.table.engine, self.table
-        direction = concept_direction(self)
+        rng = np.random.default_rng([self.config.seed, self.layer, table.concepts.index(self.concept), self.draw, 21])
+        direction = concept_direction(self, rng)
         scale = model.fold_scale(self.layer, "both")
         direction = direction / torch.where(scale.abs() < 1e-3, torch.ones_like(scale), scale)
         vector = direction / torch.linalg.vector_norm(direction)
         vector *= torch.linalg.vector_norm(model.value_vectors(self.layer).float(), dim=1).mean()
         state = engine.state(self.layer, [0])
         sizes = torch.linalg.vector_norm(state.mlp.float(), dim=2) / torch.linalg.vector_norm(vector)  # (P, T)
-        rng = np.random.default_rng([self.config.seed, self.layer, table.concepts.index(self.concept), 21])
         level = BACKGROUND * rng.standard_normal(len(engine))
         level[table.groups[self.concept]] = rng.uniform(0.7, 1.3, len(table.groups[self.concept]))
-        amounts = torch.as_tensor(self.strength * level, dtype=torch.float32, device=vector.device)[:, None] * sizes
+        amounts = torch.as_tensor(self.norm * level, dtype=torch.float32, device=vector.device)[:, None] * sizes
         amounts[:, 0] = 0.0  # not on the beginning-of-sequence token
         return vector, amounts
 
@@ -96,6 +101,11 @@ class Planted(Experiment):
             self.model, layer, neuron, kind, mean, c.draws, ratio or c.noise_ratio, c.noise_sigma, c.seed, self.vector
         )
 
+    def effect(self, base: Experiment) -> float:
+        """What the vector's presence is worth on its concept's prompts, in nats per answer token."""
+        mine = self.table.concept(self.concept)
+        return float((self._state(self.layer, ())[1] - base.state(self.layer, (0,))[1])[mine].mean())
+
     def entry(self) -> Entry:
         """The planted vector as a candidate; it fires on its concept's prompts by construction."""
         return {
@@ -104,21 +114,36 @@ class Planted(Experiment):
         }  # fmt: skip
 
 
-def concept_direction(planted: Planted) -> torch.Tensor:
-    """What is missing for the concept's answers (H,): their unembedding rows less what the model expects instead.
+def plant(base: Experiment, layer: int, concept: str, draw: int, effects: Sequence[float]) -> list[Planted | None]:
+    """Per effect, the weakest planted vector that is worth it, by linear interpolation between `NORMS`."""
+    worth = [0.0, *(Planted(base, layer, concept, norm, draw).effect(base) for norm in NORMS)]
+    norms, out = [0.0, *NORMS], []
+    for effect in effects:
+        i = next((i for i, w in enumerate(worth) if w >= effect), None)
+        if i is None:
+            out.append(None)
+            continue
+        share = (effect - worth[i - 1]) / (worth[i] - worth[i - 1])
+        out.append(Planted(base, layer, concept, norms[i - 1] + share * (norms[i] - norms[i - 1]), draw))
+    return out
 
-    It is the gradient of the mean log-probability of the answers with respect to the normalised final state, so a
-    step along it raises the answers of the whole concept.
+
+def concept_direction(planted: Planted, rng: np.random.Generator) -> torch.Tensor:
+    """What is missing for three quarters of the answers (H,): their unembedding rows less what the model expects.
+
+    It is the gradient of their mean log-probability with respect to the normalised final state, so a step along it
+    raises these answers, and with them those of the whole concept.
     """
     model, engine, total = planted.model, planted.table.engine, 0.0
-    rows = model.unembedding.float()
-    for p, log_p in engine.clean_distribution(planted.table.concept(planted.concept)).items():
+    rows, mine = model.unembedding.float(), planted.table.concept(planted.concept)
+    some = sorted(int(p) for p in rng.permutation(mine)[: math.ceil(0.75 * len(mine))])
+    for p, log_p in engine.clean_distribution(some).items():
         total = total + rows[engine.ids[p, engine.starts[p]]] - log_p.exp() @ rows
     return torch.as_tensor(total)
 
 
 def calibrate(
-    model: Model, config: Config, vectors: int = 100, planted: int = 24, strengths: Sequence[float] = STRENGTHS
+    model: Model, config: Config, vectors: int = 100, planted: int = 48, effects: Sequence[float] = EFFECTS
 ) -> dict[str, Any]:
     """Measure false-validation rate and power of Stage 3.
 
@@ -126,11 +151,11 @@ def calibrate(
         model: the model; never written.
         config: damage kinds, noise, draws, nulls, seed, batch_size, layers, concepts.
         vectors: random neurons.
-        planted: planted vectors per strength, spread over concepts and layers.
-        strengths: norms of what is planted, relative to the MLP output.
+        planted: planted vectors per effect, spread over concepts and layers.
+        effects: what they are worth, in nats per answer token, above 0.
 
     Returns:
-        a document with ``random``, ``permuted`` (rates with 95 % intervals) and ``planted`` (one row per strength).
+        a document with ``random``, ``permuted`` (rates with 95 % intervals) and ``planted`` (one row per effect).
 
     Raises:
         RequestError: no concept has enough prompts that the model knows.
@@ -159,18 +184,21 @@ def calibrate(
 
     rows, strongest = [], []
     upper = layers[len(layers) // 2 :]  # an unembedding direction means what it says near the output
-    places = [(upper[i % len(upper)], concepts[i]) for i in range(planted)]
-    for strength in strengths:
-        made = [Planted(experiment, layer, concept, strength) for layer, concept in sorted(places)]
+    # Every layer meets every concept; vectors that share both differ in their draw.
+    places = sorted((upper[(i + i // len(names)) % len(upper)], concepts[i], i) for i in range(planted))
+    planting = [plant(experiment, *place, effects) for place in places]
+    for effect, tried in zip(effects, zip(*planting, strict=True), strict=True):
+        made = [p for p in tried if p is not None]
         entries = [p.entry() for p in made]
         found = [_one(p, e) for p, e in zip(made, entries, strict=True)]
         _judge_with(entries, found, random, measured, nulls, experiment)
         rows.append(_rate(entries) | {
-            "strength": strength, "concept_drop": plain(np.mean([e["concept_drop"] for e in entries])),
+            "effect": effect, "out_of_reach": planted - len(made), "norms": [plain(p.norm) for p in made],
+            "concept_drop": plain(np.mean([e["concept_drop"] for e in entries])) if entries else None,
             "failed": _reasons(entries),
         })  # fmt: skip
-        strongest = made
-        logger.info("planted at strength %g: %d of %d validated", strength, rows[-1]["validated"], planted)
+        strongest = made or strongest
+        logger.info("planted, worth %g nats: %d of %d validated", effect, rows[-1]["validated"], len(made))
 
     shuffled = _permuted(table, config.seed)
     dealt = Experiment(model, config, shuffled, activations.mean)
@@ -263,11 +291,11 @@ def table(document: dict[str, Any]) -> str:
     from tabulate import tabulate
 
     groups = [("random neurons", document["random"]), ("permuted labels", document["permuted"])]
-    groups += [(f"planted, strength {row['strength']:g}", row) for row in document["planted"]]
+    groups += [(f"planted, worth {row['effect']:g} nats", row) for row in document["planted"]]
     body = [
-        [name, g["vectors"], g["tested"], g["validated"], f"{g['rate']:.1%}",
+        [name, g["vectors"], g["tested"], g["validated"], f"{g['rate']:.1%}" if g["vectors"] else "none to find",
          f"{g['ci95'][0]:.1%} … {g['ci95'][1]:.1%}",
-         g["validated_uncorrected"], f"{g['concept_drop']:.3f}" if "concept_drop" in g else ""]
+         g["validated_uncorrected"], "" if g.get("concept_drop") is None else f"{g['concept_drop']:.3f}"]
         for name, g in groups
     ]  # fmt: skip
     headers = ("group", "vectors", "tested", "validated", "rate", "95 % interval", "without correction", "concept drop")
@@ -282,14 +310,19 @@ def figure(document: dict[str, Any], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
-    rows = document["planted"]
-    x, y = [r["strength"] for r in rows], [r["rate"] for r in rows]
+    rows = [row for row in document["planted"] if row["vectors"]]
+    x, y = [r["effect"] for r in rows], [r["rate"] for r in rows]
     errors = [[r["rate"] - r["ci95"][0] for r in rows], [r["ci95"][1] - r["rate"] for r in rows]]
     left.errorbar(x, y, np.maximum(errors, 0), marker="o", capsize=3, label="planted vectors")
     for name in ("random", "permuted"):
         left.axhline(document[name]["rate"], linestyle=":", color="grey")
     left.axhline(0.95, linestyle="--", color="grey", linewidth=0.8)
-    left.set(xscale="log", xlabel="strength (share of the MLP output's norm)", ylabel="validated", ylim=(-0.03, 1.03))
+    left.set(
+        xscale="log",
+        xlabel="worth of the planted vector (nats per answer token)",
+        ylabel="validated",
+        ylim=(-0.03, 1.03),
+    )
     left.set_title(
         f"Power; dotted: {document['random']['validated']} of {document['random']['vectors']} random neurons"
     )

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate = command("calibrate", "false-validation rate and power of Stage 3 on the model at hand")
     _add_options(calibrate, (*MODEL_OPTIONS, "layers", "batch_size", "concepts", "corpus", *STAGE3_OPTIONS, "out"))
     calibrate.add_argument("--vectors", type=int, default=100, help="random neurons (default 100)")
-    calibrate.add_argument("--planted", type=int, default=24, help="planted vectors per strength (default 24)")
+    calibrate.add_argument("--planted", type=int, default=48, help="planted vectors per effect (default 48)")
     check = command("selfcheck", "whether this device computes correctly")
     _add_options(check, MODEL_OPTIONS)
     find = command("find", "the value vectors, over all neurons, that promote the given words")

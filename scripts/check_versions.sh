@@ -16,4 +16,4 @@ esac
   psutil tqdm "pytest>=8" hypothesis
 "$env/bin/python" -c "import torch, transformers, numpy; print('torch', torch.__version__, 'transformers', transformers.__version__, 'numpy', numpy.__version__)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
-"$env/bin/python" -m pytest -q tests/test_damage.py tests/test_models.py tests/test_selfcheck.py
+"$env/bin/python" -m pytest -o addopts=-q tests/test_damage.py tests/test_models.py tests/test_selfcheck.py

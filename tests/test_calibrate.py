@@ -15,7 +15,7 @@ from conceptvec.calibrate import calibrate, figure, table
 from conceptvec.concepts import data
 from conceptvec.verdict import hopeless, untestable, verdict
 
-STRENGTH = 0.25  # of the MLP output's norm: the strength at which planted vectors must be found
+EFFECT = 0.2  # nats: what a planted vector is worth that must be found
 
 
 def test_false_validations_and_power(tmp_path: Path) -> None:
@@ -25,15 +25,16 @@ def test_false_validations_and_power(tmp_path: Path) -> None:
     }
     (tmp_path / "concepts.json").write_text(json.dumps({"concepts": some}), encoding="utf-8")
     config = Config(device="cpu", concepts=str(tmp_path / "concepts.json"), nulls=160, draws=3)
-    found = calibrate(load_model(config), config, vectors=30, planted=6, strengths=(0.001, STRENGTH))
+    found = calibrate(load_model(config), config, vectors=30, planted=18, effects=(0.001, EFFECT))
     assert found["random"]["rate"] <= 0.05
     assert found["permuted"]["rate"] <= 0.05
     assert found["random"]["tested"] + found["permuted"]["tested"] >= 8  # it is not low because nothing was tested
     weak, strong = found["planted"]
     assert weak["rate"] == 0
+    assert strong["vectors"] >= 5
     assert strong["rate"] >= 0.95
     json.dumps(found, allow_nan=False)
-    assert "planted, strength 0.25" in table(found)
+    assert "planted, worth 0.2 nats" in table(found)
     assert figure(found, tmp_path / "c.png").stat().st_size > 10_000
 
 

@@ -41,9 +41,26 @@ def test_three_processes(tiny_run, alone, tmp_path) -> None:
     assert "validation_results" not in (tmp_path / "log1").read_text()  # the first process alone talks
 
 
-def test_torchrun(tiny_run, alone, tmp_path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
-               "-m", "conceptvec", *tiny_run, "--out", str(tmp_path / "run")]  # fmt: skip
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
+    # --multi_gpu is accelerate's name for "several processes through torch's launcher"; none of them needs a GPU.
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                   "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers(launcher, tiny_run, alone, tmp_path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        *LAUNCHERS[launcher],
+        "-m",
+        "conceptvec",
+        *tiny_run,
+        "--out",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

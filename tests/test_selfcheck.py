@@ -56,8 +56,8 @@ def test_selfcheck_finds_a_device_that_computes_wrongly(monkeypatch, capsys) -> 
     """The failures that are on record: a wrong product of a long reduction, lost columns, a wrong GELU."""
     mm, gelu = torch.mm, torch.nn.functional.gelu
 
-    def wrong_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        out = mm(a, b)
+    def wrong_mm(a: torch.Tensor, b: torch.Tensor, **more) -> torch.Tensor:
+        out = mm(a, b, **more)
         return out * 0 if a.dtype == torch.float32 and a.shape[1] > 32_766 else out
 
     def wrong_gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
