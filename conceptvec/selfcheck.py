@@ -52,7 +52,8 @@ def _readout_difference(model: Model, rows: Sequence[tuple[Projections, int]], s
         model.value_vectors(p.layer)[int(p.neurons[i])].cpu().double() * model.fold_scale(p.layer, fold).cpu().double()
         for p, i in rows
     ])  # fmt: skip
-    chunks = [model.unembedding[i : i + COLUMNS].cpu().double() for i in range(0, model.vocab_size, COLUMNS)]
+    starts = range(0, model.vocab_size, COLUMNS)  # a chunk at a time: the whole in float64 takes gigabytes
+    chunks = (model.unembedding[i : i + COLUMNS].cpu().double() for i in starts)
     exact = torch.cat([directions @ chunk.T for chunk in chunks], 1).numpy()  # (R, V)
     worst = 0.0
     for (p, i), readout in zip(rows, exact, strict=True):
