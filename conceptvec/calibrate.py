@@ -318,7 +318,7 @@ def figure(document: dict[str, Any], path: Path) -> Path:
         left.axhline(document[name]["rate"], linestyle=":", color="grey")
     left.axhline(0.95, linestyle="--", color="grey", linewidth=0.8)
     left.set(
-        xscale="log",
+        xticks=x,
         xlabel="worth of the planted vector (nats per answer token)",
         ylabel="validated",
         ylim=(-0.03, 1.03),
