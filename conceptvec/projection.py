@@ -33,6 +33,7 @@ BLOCK = 16  # tokens per block extreme
 COLUMNS = {"cpu": 8192, "mps": 65_536, "cuda": 65_536}  # tokens per chunk, where the readout's part fits the cache
 SPARE = {torch.float32: 14, torch.bfloat16: 90}  # survivors beyond k that guard against rounding
 MORE = {torch.float32: 200}  # the same where a row is repeated
+LARGE = 2**24  # elements of the unembedding from which a lower precision pays
 COPY = 768 * 2**20  # bytes that a copy of the unembedding in the preselection's precision may take
 SLICE = {"cpu": 2**20, "mps": 2**24, "cuda": 2**26}  # elements of the survivors' rows in float64 at a time
 
@@ -72,7 +73,7 @@ class Projector:
             preselection bfloat16, a copy of at most `COPY` bytes is kept; of a larger one, chunks are converted.
         masked: bool (V,); these tokens never appear.
         top_k: tokens per pole; at most the number of shown tokens are kept.
-        precision: of the preselection; the fastest by default.
+        precision: of the preselection; by default the fastest, and float32 for a small unembedding.
         columns: tokens per chunk.
 
     Attributes:
@@ -86,7 +87,8 @@ class Projector:
         self.unembedding, self.device = unembedding, unembedding.device
         self.shown = torch.nonzero(~masked.cpu()).flatten()
         self.k = min(top_k, len(self.shown))
-        self.precision = precision or preselection(self.device)
+        # A small matrix gains nothing from bfloat16, and its moments would show the rounding.
+        self.precision = precision or (preselection(self.device) if unembedding.numel() >= LARGE else torch.float32)
         self.columns = max(BLOCK, (columns or COLUMNS[self.device.type]) // BLOCK * BLOCK)
         # float64 is missing on MPS; there the few exact sums are taken on the CPU.
         self.exact = torch.device("cpu") if self.device.type == "mps" else self.device
