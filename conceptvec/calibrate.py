@@ -3,6 +3,8 @@
 1. **Random neurons**, drawn as if they were candidates (random concept, the pole that fires more), go through the
    same measurements and the same judge. A neuron whose readout speaks of the concept (`_speaks_of`) is not drawn for
    it: it may be a true one. What is validated is false.
+   Few of them fire on the prompts they are drawn for, so a second group is drawn among the pairs of neuron and concept
+   that do: all of it is tested.
 2. **Permuted labels**: the same neurons, and planted ones of full strength, where the prompts of all concepts have
    been dealt out anew. Everything validated is false.
 3. **Planted vectors** worth a stated number of nats, in memory alone, in the upper half of the layers: a vector along
@@ -37,7 +39,7 @@ from conceptvec.experiment import Experiment, PromptTable
 from conceptvec.nulls import Entry, Nulls, measure_nulls
 from conceptvec.store import Arrays, Parts, plain
 from conceptvec.validation import firing, judge, measure
-from conceptvec.verdict import MAX_Q, verdict
+from conceptvec.verdict import FIRING_SHARE, MAX_Q, verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 EFFECTS = (0.05, 0.1, 0.15, 0.2, 0.3)  # nats per answer token that the planted vectors are worth
 NORMS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)  # norms of what is planted, relative to the MLP output's, that are tried
+MISSES = 1000
 BACKGROUND = 0.1  # activation of a planted vector off its concept, relative to that on it
 
 
@@ -155,7 +158,8 @@ def calibrate(
         effects: what they are worth, in nats per answer token, above 0.
 
     Returns:
-        a document with ``random``, ``permuted`` (rates with 95 % intervals) and ``planted`` (one row per effect).
+        a document with ``random``, ``firing``, ``permuted`` (rates with 95 % intervals) and ``planted`` (one
+        row per effect).
 
     Raises:
         RequestError: no concept has enough prompts that the model knows.
@@ -181,6 +185,9 @@ def calibrate(
     measured = measure(experiment, random, Parts())
     nulls = measure_nulls(model, experiment, random, at_end, Parts(), everywhere=True)
     judge(random, measured, nulls, experiment)
+
+    fires = _that_fire(experiment, activations, at_end, layers, names, vectors)
+    judge(fires, measure(experiment, fires, Parts()), nulls, experiment)
 
     rows, strongest = [], []
     upper = layers[len(layers) // 2 :]  # an unembedding direction means what it says near the output
@@ -212,6 +219,7 @@ def calibrate(
     return {
         "model": model.facts(), "configuration": config.resolved(), "null_neurons": len(nulls.keys),
         "random": _rate(random) | {"p_values": [e["p_value"] for e in random]},
+        "firing": _rate(fires) | {"p_values": [e["p_value"] for e in fires]},
         "permuted": _rate(again + entries) | {"p_values": [e["p_value"] for e in again + entries]},
         "planted": rows,
     }  # fmt: skip
@@ -240,6 +248,24 @@ def _as_candidates(
             both.append(e | {"firing_share": firing(e, activations, table, at_end)})
         out.append(max(both, key=lambda e: e["firing_share"]))
     return out
+
+
+def _that_fire(
+    experiment: Experiment, activations: Activations, at_end: dict[int, np.ndarray], layers: Sequence[int],
+    names: Sequence[str], vectors: int,
+) -> list[Entry]:  # fmt: skip
+    """Random pairs of neuron and concept that fire, each once; fewer where `MISSES` draws in a row find no other."""
+    model, table = experiment.model, experiment.table
+    rng, found, misses = np.random.default_rng([experiment.config.seed, 23]), {}, 0
+    while len(found) < vectors and misses < MISSES:
+        place, concept = (int(rng.choice(layers)), int(rng.integers(model.intermediate_size))), str(rng.choice(names))
+        entry = _as_candidates([place], [concept], activations, table, at_end)[0]
+        misses += 1
+        if entry["firing_share"] < FIRING_SHARE or (place, concept) in found:
+            continue
+        if not _speaks_of(model, table, *place, concept):
+            found[place, concept], misses = entry, 0
+    return list(found.values())
 
 
 def _one(planted: Planted, entry: Entry) -> Arrays:
@@ -290,7 +316,11 @@ def table(document: dict[str, Any]) -> str:
     """The calibration as text."""
     from tabulate import tabulate
 
-    groups = [("random neurons", document["random"]), ("permuted labels", document["permuted"])]
+    groups = [
+        ("random neurons", document["random"]),
+        ("random, firing", document["firing"]),
+        ("permuted labels", document["permuted"]),
+    ]
     groups += [(f"planted, worth {row['effect']:g} nats", row) for row in document["planted"]]
     body = [
         [name, g["vectors"], g["tested"], g["validated"], f"{g['rate']:.1%}" if g["vectors"] else "none to find",
@@ -314,7 +344,7 @@ def figure(document: dict[str, Any], path: Path) -> Path:
     x, y = [r["effect"] for r in rows], [r["rate"] for r in rows]
     errors = [[r["rate"] - r["ci95"][0] for r in rows], [r["ci95"][1] - r["rate"] for r in rows]]
     left.errorbar(x, y, np.maximum(errors, 0), marker="o", capsize=3, label="planted vectors")
-    for name in ("random", "permuted"):
+    for name in ("random", "firing", "permuted"):
         left.axhline(document[name]["rate"], linestyle=":", color="grey")
     left.axhline(0.95, linestyle="--", color="grey", linewidth=0.8)
     left.set(
@@ -326,7 +356,7 @@ def figure(document: dict[str, Any], path: Path) -> Path:
     left.set_title(
         f"Power; dotted: {document['random']['validated']} of {document['random']['vectors']} random neurons"
     )
-    for name in ("random", "permuted"):
+    for name in ("random", "firing", "permuted"):
         p = np.sort([v for v in document[name]["p_values"] if v is not None])
         right.step(
             np.append(p, 1), np.append(np.arange(1, len(p) + 1), len(p)) / max(len(p), 1), where="post", label=name
