@@ -30,7 +30,7 @@ def test_false_validations_and_power(tmp_path: Path) -> None:
     assert found["permuted"]["rate"] <= 0.05
     assert found["firing"]["rate"] <= 0.05
     assert found["firing"]["tested"] == found["firing"]["vectors"] >= 10
-    assert found["permuted"]["tested"] >= 5  # it is not low because nothing was tested
+    assert found["random"]["tested"] + found["permuted"]["tested"] >= 8  # it is not low because nothing was tested
     weak, strong = found["planted"]
     assert weak["rate"] == 0
     assert strong["vectors"] >= 5

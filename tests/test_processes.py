@@ -51,16 +51,8 @@ LAUNCHERS = {
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers(launcher, tiny_run, alone, tmp_path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        *LAUNCHERS[launcher],
-        "-m",
-        "conceptvec",
-        *tiny_run,
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "conceptvec", *tiny_run]
+    command += ["--out", str(tmp_path / "run")]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
