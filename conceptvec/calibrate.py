@@ -5,7 +5,7 @@
    it: it may be a true one. What is validated is false.
    Few of them fire on the prompts they are drawn for, so a second group is drawn among the pairs of neuron and concept
    that do: all of it is tested.
-2. **Permuted labels**: the same neurons, and planted ones of full strength, where the prompts of all concepts have
+2. **Permuted labels**: the same neurons, and the strongest planted ones, where the prompts of all concepts have
    been dealt out anew. Everything validated is false.
 3. **Planted vectors** worth a stated number of nats, in memory alone, in the upper half of the layers: a vector along
    the concept's unembedding direction (three quarters of its answers, drawn, less what the model expects there) is
@@ -24,7 +24,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,8 +51,16 @@ logger = logging.getLogger(__name__)
 
 EFFECTS = (0.05, 0.1, 0.15, 0.2, 0.3)  # nats per answer token that the planted vectors are worth
 NORMS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)  # norms of what is planted, relative to the MLP output's, that are tried
-MISSES = 1000
+MISSES = 1000  # draws in a row without a new pair that fires, after which no more are looked for
 BACKGROUND = 0.1  # activation of a planted vector off its concept, relative to that on it
+
+
+class Neuron(NamedTuple):
+    """What is planted, but for its norm."""
+
+    vector: torch.Tensor  # (H,), of the layer's mean norm
+    level: np.ndarray  # (P,) activation on each prompt, about 1 on the concept's
+    sizes: torch.Tensor  # (P, T) norm of the MLP output relative to the vector's
 
 
 class Planted(Experiment):
@@ -62,33 +70,18 @@ class Planted(Experiment):
         base: the experiment on the model itself.
         layer: where the neuron is.
         concept: what it writes and fires on.
+        neuron: the value vector and its activations, from `draw_neuron`.
         norm: of what is planted, relative to the MLP output's.
-        draw: number of the random draw of answers and activations.
     """
 
-    def __init__(self, base: Experiment, layer: int, concept: str, norm: float, draw: int) -> None:
+    def __init__(self, base: Experiment, layer: int, concept: str, neuron: Neuron, norm: float) -> None:
         super().__init__(base.model, base.config, base.table, base.means)
-        self.layer, self.concept, self.norm, self.draw = layer, concept, norm, draw
+        self.layer, self.concept, self.norm, self.vector = layer, concept, norm, neuron.vector
         self.number = base.model.intermediate_size  # one past the real neurons
-        self.vector, self.amounts = self._neuron()
+        level = torch.as_tensor(norm * neuron.level, dtype=torch.float32, device=neuron.vector.device)
+        self.amounts = level[:, None] * neuron.sizes  # (P, T)
+        self.amounts[:, 0] = 0.0  # not on the beginning-of-sequence token
         self.neutral, self._reference = [], {}  # divergence plays no part in the verdict
-
-    def _neuron(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The value vector (H,), of the layer's mean norm, and the activations (P, T)."""
-        model, engine, table = self.model, self.table.engine, self.table
-        rng = np.random.default_rng([self.config.seed, self.layer, table.concepts.index(self.concept), self.draw, 21])
-        direction = concept_direction(self, rng)
-        scale = model.fold_scale(self.layer, "both")
-        direction = direction / torch.where(scale.abs() < 1e-3, torch.ones_like(scale), scale)
-        vector = direction / torch.linalg.vector_norm(direction)
-        vector *= torch.linalg.vector_norm(model.value_vectors(self.layer).float(), dim=1).mean()
-        state = engine.state(self.layer, [0])
-        sizes = torch.linalg.vector_norm(state.mlp.float(), dim=2) / torch.linalg.vector_norm(vector)  # (P, T)
-        level = BACKGROUND * rng.standard_normal(len(engine))
-        level[table.groups[self.concept]] = rng.uniform(0.7, 1.3, len(table.groups[self.concept]))
-        amounts = torch.as_tensor(self.norm * level, dtype=torch.float32, device=vector.device)[:, None] * sizes
-        amounts[:, 0] = 0.0  # not on the beginning-of-sequence token
-        return vector, amounts
 
     def _state(self, layer: int, neurons: tuple[int, ...]) -> tuple[State, np.ndarray]:  # noqa: ARG002
         state = self.table.engine.state(layer, [0])
@@ -117,9 +110,26 @@ class Planted(Experiment):
         }  # fmt: skip
 
 
+def draw_neuron(base: Experiment, layer: int, concept: str, draw: int) -> Neuron:
+    """A random draw of the answers that a planted vector stands for, and of its activations."""
+    model, table = base.model, base.table
+    rng = np.random.default_rng([base.config.seed, layer, table.concepts.index(concept), draw, 21])
+    direction = concept_direction(base, concept, rng)
+    scale = model.fold_scale(layer, "both")
+    direction = direction / torch.where(scale.abs() < 1e-3, torch.ones_like(scale), scale)
+    vector = direction / torch.linalg.vector_norm(direction)
+    vector *= torch.linalg.vector_norm(model.value_vectors(layer).float(), dim=1).mean()
+    state = table.engine.state(layer, [0])
+    sizes = torch.linalg.vector_norm(state.mlp.float(), dim=2) / torch.linalg.vector_norm(vector)
+    level = BACKGROUND * rng.standard_normal(len(table.engine))
+    level[table.groups[concept]] = rng.uniform(0.7, 1.3, len(table.groups[concept]))
+    return Neuron(vector, level, sizes)
+
+
 def plant(base: Experiment, layer: int, concept: str, draw: int, effects: Sequence[float]) -> list[Planted | None]:
     """Per effect, the weakest planted vector that is worth it, by linear interpolation between `NORMS`."""
-    worth = [0.0, *(Planted(base, layer, concept, norm, draw).effect(base) for norm in NORMS)]
+    neuron = draw_neuron(base, layer, concept, draw)
+    worth = [0.0, *(Planted(base, layer, concept, neuron, norm).effect(base) for norm in NORMS)]
     norms, out = [0.0, *NORMS], []
     for effect in effects:
         i = next((i for i, w in enumerate(worth) if w >= effect), None)
@@ -127,18 +137,18 @@ def plant(base: Experiment, layer: int, concept: str, draw: int, effects: Sequen
             out.append(None)
             continue
         share = (effect - worth[i - 1]) / (worth[i] - worth[i - 1])
-        out.append(Planted(base, layer, concept, norms[i - 1] + share * (norms[i] - norms[i - 1]), draw))
+        out.append(Planted(base, layer, concept, neuron, norms[i - 1] + share * (norms[i] - norms[i - 1])))
     return out
 
 
-def concept_direction(planted: Planted, rng: np.random.Generator) -> torch.Tensor:
+def concept_direction(base: Experiment, concept: str, rng: np.random.Generator) -> torch.Tensor:
     """What is missing for three quarters of the answers (H,): their unembedding rows less what the model expects.
 
     It is the gradient of their mean log-probability with respect to the normalised final state, so a step along it
     raises these answers, and with them those of the whole concept.
     """
-    model, engine, total = planted.model, planted.table.engine, 0.0
-    rows, mine = model.unembedding.float(), planted.table.concept(planted.concept)
+    model, engine, total = base.model, base.table.engine, 0.0
+    rows, mine = model.unembedding.float(), base.table.concept(concept)
     some = sorted(int(p) for p in rng.permutation(mine)[: math.ceil(0.75 * len(mine))])
     for p, log_p in engine.clean_distribution(some).items():
         total = total + rows[engine.ids[p, engine.starts[p]]] - log_p.exp() @ rows
