@@ -27,15 +27,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from conceptvec.compiled import CompiledScan, compiled_dots, usable
 from conceptvec.memory import Batch
+from conceptvec.scan import BLOCK, Scan, Workspace, dots
 
-BLOCK = 16  # tokens per block extreme
 COLUMNS = {"cpu": 8192, "mps": 65_536, "cuda": 65_536}  # tokens per chunk, where the readout's part fits the cache
 SPARE = {torch.float32: 14, torch.bfloat16: 90}  # survivors beyond k that guard against rounding
 MORE = {torch.float32: 200}  # the same where a row is repeated
 LARGE = 2**24  # elements of the unembedding from which a lower precision pays
 COPY = 768 * 2**20  # bytes that a copy of the unembedding in the preselection's precision may take
-SLICE = {"cpu": 2**20, "mps": 2**24, "cuda": 2**26}  # elements of the survivors' rows in float64 at a time
 
 
 class Readouts(NamedTuple):
@@ -75,6 +75,7 @@ class Projector:
         top_k: tokens per pole; at most the number of shown tokens are kept.
         precision: of the preselection; by default the fastest, and float32 for a small unembedding.
         columns: tokens per chunk.
+        compiled: take the compiled kernels; by default where they are, and not for a small unembedding.
 
     Attributes:
         fallbacks: so far, rows repeated in float32 with more survivors, rows ranked from a full float64 readout.
@@ -82,13 +83,15 @@ class Projector:
 
     def __init__(
         self, unembedding: torch.Tensor, masked: torch.Tensor, top_k: int, *,
-        precision: torch.dtype | None = None, columns: int | None = None,
+        precision: torch.dtype | None = None, columns: int | None = None, compiled: bool | None = None,
     ) -> None:  # fmt: skip
         self.unembedding, self.device = unembedding, unembedding.device
         self.shown = torch.nonzero(~masked.cpu()).flatten()
         self.k = min(top_k, len(self.shown))
         # A small matrix gains nothing from bfloat16, and its moments would show the rounding.
-        self.precision = precision or (preselection(self.device) if unembedding.numel() >= LARGE else torch.float32)
+        large = unembedding.numel() >= LARGE
+        self.precision = precision or (preselection(self.device) if large else torch.float32)
+        self.compiled = usable(unembedding) if large and compiled is None else bool(compiled)
         self.columns = max(BLOCK, (columns or COLUMNS[self.device.type]) // BLOCK * BLOCK)
         # float64 is missing on MPS; there the few exact sums are taken on the CPU.
         self.exact = torch.device("cpu") if self.device.type == "mps" else self.device
@@ -152,31 +155,18 @@ class Projector:
         self, directions: torch.Tensor, dtype: torch.dtype, spare: dict[torch.dtype, int], size: int
     ) -> tuple[Readouts, torch.Tensor]:
         """Steps 1 to 4 in one precision: the readouts (ids count shown tokens), and the rows that are not safe."""
-        n, shown = len(directions), max(len(self.shown), 1)
-        accumulator = torch.float32 if self.device.type == "mps" else torch.float64
+        shown, workspace = max(len(self.shown), 1), Workspace()
         mean = directions @ self.mean
-        sums = torch.zeros(3, n, dtype=accumulator, device=self.device)  # of the second to fourth powers
-        batches = [slice(i, min(i + size, n)) for i in range(0, n, size)]
-        poles = [_Poles(at.stop - at.start, min(self.k + spare[dtype], shown), self.device) for at in batches]
-        columns = [directions[at].to(dtype).T.contiguous() for at in batches]  # (H, B) each
-        # Memory is used again from chunk to chunk: fresh pages cost more than the arithmetic.
-        z, power = torch.empty(0, device=self.device), torch.empty(0, device=self.device)
+        kind, keep = CompiledScan if self.compiled else Scan, min(self.k + spare[dtype], shown)
+        scans = [kind(part, keep, workspace) for part in mean.split(size)]
+        columns = [part.to(dtype).T.contiguous() for part in directions.split(size)]  # (H, B) each
         # Chunks outside, batches inside: a chunk is gathered and converted once for all directions.
         for start, rows in self.chunks(dtype):
-            for at, d, pole in zip(batches, columns, poles, strict=True):
-                z = _product(rows, d, z)  # (C, B)
-                pole.add(z, start)
-                if power.shape != z.shape:
-                    power = torch.empty_like(z)
-                torch.square(z.sub_(mean[at]), out=power)
-                sums[0, at] += power.sum(0)
-                sums[1, at] += z.mul_(power).sum(0)
-                sums[2, at] += power.square_().sum(0)
-        for pole in poles:
-            pole.merge()
-        m2, m3, m4 = (s.float().cpu() for s in sums / shown)
+            for scan, d in zip(scans, columns, strict=True):
+                scan.add(_product(rows, d, workspace), start)
+        m2, m3, m4 = (torch.cat([scan.sums for scan in scans], 1) / shown).float().cpu()
         floor = torch.clamp(m2, min=1e-30)
-        ids, values = (torch.cat([getattr(p, name) for p in poles], 1) for name in ("ids", "values"))  # (2, n, keep)
+        ids, values = (torch.cat(parts, 1) for parts in zip(*(scan.best() for scan in scans), strict=True))
         top, top_values, unsafe = self._rank(directions, ids[0], values[0], 1.0, dtype)
         bottom, bottom_values, also = self._rank(directions, ids[1], values[1], -1.0, dtype)
         found = Readouts(top, top_values, bottom, bottom_values, m2, m3 / floor**1.5, m4 / floor**2 - 3, mean.cpu())
@@ -199,14 +189,8 @@ class Projector:
 
         `ids` and `first` (n, keep) are the survivors and their first values times the pole's `sign`, largest first.
         """
-        n, keep = ids.shape
-        exact = torch.empty(n, keep, dtype=torch.float64)
-        step = max(1, SLICE[self.device.type] // (keep * directions.shape[1]))
-        where = self.shown.to(self.device)[ids]
-        for i in range(0, n, step):
-            rows = self.unembedding.index_select(0, where[i : i + step].flatten()).to(self.exact).double()
-            d = directions[i : i + step].to(self.exact).double()
-            exact[i : i + step] = torch.bmm(rows.view(len(d), keep, -1), d[:, :, None]).squeeze(2)
+        keep, where = ids.shape[1], self.shown.to(self.device)[ids]
+        exact = (compiled_dots if self.compiled else dots)(self.unembedding, where, directions)
         first, ids = first.double().cpu(), ids.cpu()
         order, best = _order(ids, self._rounded(exact, ids, directions) * sign)
         # The CPU's bfloat16 product comes rounded to bfloat16; others come in float32.
@@ -238,68 +222,11 @@ class Projector:
         return order[0, : self.k], best[0, : self.k] * sign
 
 
-def _product(rows: torch.Tensor, columns: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """(C, H) times (H, B) in float32, into the memory of the `last` product where it fits."""
+def _product(rows: torch.Tensor, columns: torch.Tensor, workspace: Workspace) -> torch.Tensor:
+    """(C, H) times (H, B), in float32 or, where the CPU's bfloat16 product comes so, bfloat16."""
     if rows.dtype is torch.bfloat16 and rows.device.type == "cuda":  # accumulated and given out in float32
         return torch.mm(rows, columns, out_dtype=torch.float32)
-    if last.shape != (len(rows), columns.shape[1]):
-        last = rows.new_empty(len(rows), columns.shape[1], dtype=torch.float32)
-    return torch.mm(rows, columns, out=last) if rows.dtype is torch.float32 else last.copy_(rows @ columns)
-
-
-class _Poles:
-    """The `keep` best tokens so far of both poles of a batch; the lower pole's values are negated: larger is better.
-
-    Newcomers wait until the tokens seen have doubled since the last merge: till then the level they must pass is a
-    little low, which costs fewer of them than merging every chunk would.
-    """
-
-    def __init__(self, n: int, keep: int, device: torch.device) -> None:
-        self.ids = torch.zeros(2, n, keep, dtype=torch.int64, device=device)  # indices of shown tokens
-        self.values = torch.full((2, n, keep), -math.inf, device=device)
-        self.waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # (row of 2n, token, value)
-        self.due = 0
-
-    def add(self, z: torch.Tensor, start: int) -> None:
-        """Take in a chunk: z (C, B), whose first token is the shown token `start`."""
-        n, keep = z.shape[1], self.ids.shape[2]
-        whole = len(z) // BLOCK * BLOCK
-        tiles = z[:whole].view(-1, BLOCK, n)
-        extremes = torch.stack([tiles.amax(1), tiles.amin(1).neg_()])  # (2, C / BLOCK, B)
-        level, passes = self.values[:, :, -1], torch.gt
-        if start == 0 and extremes.shape[1] >= keep:  # at least `keep` tokens are as large as the keep-th block
-            level, passes = extremes.topk(keep, dim=1).values[:, -1], torch.ge
-        pole, block, row = passes(extremes, level[:, None]).nonzero(as_tuple=True)
-        inside = tiles[block, :, row] * (1 - 2 * pole)[:, None]  # (m, BLOCK)
-        pair, lane = passes(inside, level[pole, row][:, None]).nonzero(as_tuple=True)
-        self.waiting.append(((pole * n + row)[pair], block[pair] * BLOCK + lane + start, inside[pair, lane]))
-        if whole < len(z):  # the vocabulary's last, incomplete block
-            rest = torch.stack([z[whole:], -z[whole:]])
-            pole, last, row = passes(rest, level[:, None]).nonzero(as_tuple=True)
-            self.waiting.append((pole * n + row, last + whole + start, rest[pole, last, row]))
-        if start + len(z) >= self.due:
-            self.merge()
-            self.due = 2 * (start + len(z))
-
-    def merge(self) -> None:
-        """Sort what waits into the best so far."""
-        row, token, value = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
-        self.waiting = [(row[:0], token[:0], value[:0])]
-        if not len(row):
-            return
-        n, keep = self.ids.shape[1:]
-        # Ragged to rectangular: the i-th newcomer of a row goes into column i.
-        order = row.argsort(stable=True)
-        row, token, value = row[order], token[order], value[order]
-        count = torch.bincount(row, minlength=2 * n)
-        column = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-        width = int(count.max())
-        values = torch.full((2 * n, width), -math.inf, device=row.device)
-        ids = torch.zeros(2 * n, width, dtype=torch.int64, device=row.device)
-        values[row, column], ids[row, column] = value, token
-        best = torch.cat([self.values, values.view(2, n, width)], 2).topk(keep, dim=2)
-        self.ids = torch.cat([self.ids, ids.view(2, n, width)], 2).gather(2, best.indices)
-        self.values = best.values
+    return torch.mm(rows, columns, out=workspace.tensor("product", rows, rows.dtype, len(rows), columns.shape[1]))
 
 
 def _order(ids: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
