@@ -19,13 +19,13 @@ from conceptvec.bench_validation import bench_validation
 from conceptvec.errors import RequestError
 from conceptvec.models import choose_device, choose_dtype
 from conceptvec.pipeline import peak_memory
-from conceptvec.projection import COLUMNS, Projector
+from conceptvec.projection import Projector
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("projection", "scoring", "validation")
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 26, 1152, 6912, 262_144  # Gemma 3 1B
-TOP_K, BATCH, REPEATS, NAIVE = 50, 200, 5, 5
+TOP_K, BATCH, REPEATS, NAIVE = 50, 200, 7, 5
 
 
 def bench(device: str = "auto", vectors: int = 400, parts: Sequence[str] = PARTS) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
 
     Returns:
         seconds_gemm: the bare product in the preselection's precision, batch by batch: the fastest of the whole
-            vocabulary at once in either orientation, and chunk by chunk.
+            vocabulary at once in either orientation, and chunk by chunk into memory that is used again.
         seconds_ours: both poles and the moments of the same vectors.
         seconds_naive: one vector at a time, unembedding times vector and a full sort (one pole), per vector.
         seconds_topk: the float32 product with `torch.topk` for both poles on the whole readout.
@@ -73,7 +73,9 @@ def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
         spread: largest relative difference between a repetition and its median.
         peak_extra_bytes: memory beyond weights and directions.
         full_scale_seconds: extrapolated to all neurons of the model.
+        compiled: whether the compiled kernels were used.
         float32: where the preselection is in bfloat16, the same ratios for one in float32, in the same run.
+        plain: where the kernels were used, the same ratios without them, in the same run.
     """
     torch.manual_seed(0)
     native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
@@ -82,11 +84,14 @@ def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
     directions = torch.randn(vectors, HIDDEN).to(device)
     nothing = torch.zeros(VOCABULARY, dtype=torch.bool)
     before = _memory(device)
-    projectors = [Projector(unembedding, nothing, TOP_K)]
-    _clock(lambda: projectors[0](directions, BATCH), device)
+    ours = Projector(unembedding, nothing, TOP_K)
+    _clock(lambda: ours(directions, BATCH), device)
     extra = _memory(device) - before
-    if projectors[0].precision is not torch.float32:
-        projectors.append(Projector(unembedding, nothing, TOP_K, precision=torch.float32))
+    projectors = {"ours": ours}
+    if ours.precision is not torch.float32:
+        projectors["float32"] = Projector(unembedding, nothing, TOP_K, precision=torch.float32)
+    if ours.compiled:
+        projectors["plain"] = Projector(unembedding, nothing, TOP_K, compiled=False)
 
     def topk() -> None:
         z = directions[:BATCH].float() @ unembedding.T.float()
@@ -98,9 +103,10 @@ def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
             (unembedding.float() @ d).sort(descending=True)
 
     variants: dict[str, Callable[[], Any]] = {"topk": topk, "naive": naive}
-    for projector in projectors:
-        variants |= _products(unembedding.to(projector.precision), directions)
-        variants[f"ours {projector.precision}"] = lambda projector=projector: projector(directions, BATCH)
+    for precision in {projector.precision for projector in projectors.values()}:
+        variants |= _products(unembedding.to(precision), directions, {p.columns for p in projectors.values()})
+    for name, projector in projectors.items():
+        variants[name] = lambda projector=projector: projector(directions, BATCH)
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(REPEATS):
         for name, variant in variants.items():
@@ -108,46 +114,44 @@ def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
     median = {name: statistics.median(times) for name, times in taken.items()}
     one_by_one = median["naive"] / min(vectors, NAIVE)
 
-    def figures(precision: torch.dtype) -> dict[str, Any]:
-        ours = f"ours {precision}"
-        gemm = min((name for name in median if name.startswith(f"gemm {precision}")), key=median.__getitem__)
+    def figures(name: str) -> dict[str, Any]:
+        gemm = min((v for v in median if v.startswith(f"gemm {projectors[name].precision}")), key=median.__getitem__)
         return {
-            "seconds_gemm": median[gemm], "seconds_ours": median[ours], "ratio_to_gemm": median[ours] / median[gemm],
-            "speedup_over_naive": one_by_one / (median[ours] / vectors / 2),
-            "spread": max(abs(t / median[n] - 1) for n in (gemm, ours) for t in taken[n]),
-            "full_scale_seconds": median[ours] / vectors * LAYERS * INTERMEDIATE,
+            "seconds_gemm": median[gemm], "seconds_ours": median[name], "ratio_to_gemm": median[name] / median[gemm],
+            "speedup_over_naive": one_by_one / (median[name] / vectors / 2),
+            "spread": max(abs(t / median[v] - 1) for v in (gemm, name) for t in taken[v]),
+            "full_scale_seconds": median[name] / vectors * LAYERS * INTERMEDIATE,
         }  # fmt: skip
 
-    precision = projectors[0].precision
-    found = figures(precision)
+    found = figures("ours")
     seconds = median["topk"] * vectors / min(vectors, BATCH)
     return {
         "device": _name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "precision": str(precision).removeprefix("torch."), "vectors": vectors, "repeats": REPEATS, **found,
-        "seconds_naive": one_by_one, "seconds_topk": seconds, "ratio_topk_to_gemm": seconds / found["seconds_gemm"],
-        "peak_extra_bytes": extra, "fallbacks": projectors[0].fallbacks.tolist(),
-        **({"float32": figures(torch.float32)} if len(projectors) > 1 else {}),
+        "precision": str(ours.precision).removeprefix("torch."), "compiled": ours.compiled, "vectors": vectors,
+        "repeats": REPEATS, **found, "seconds_naive": one_by_one, "seconds_topk": seconds,
+        "ratio_topk_to_gemm": seconds / found["seconds_gemm"], "peak_extra_bytes": extra,
+        "fallbacks": ours.fallbacks.tolist(), **{name: figures(name) for name in projectors if name != "ours"},
     }  # fmt: skip
 
 
-def _products(rows: torch.Tensor, directions: torch.Tensor) -> dict[str, Callable[[], Any]]:
-    """The bare product of (V, H) rows with (n, H) directions in the rows' precision, in three arrangements."""
+def _products(rows: torch.Tensor, directions: torch.Tensor, columns: set[int]) -> dict[str, Callable[[], Any]]:
+    """The bare product of (V, H) rows with (n, H) directions in the rows' precision, in several arrangements."""
     batches = directions.to(rows.dtype).split(BATCH)
 
     def whole(turned: bool) -> None:
         for d in batches:
             _ = rows @ d.T if turned else d @ rows.T
 
-    def chunks() -> None:
+    def chunks(size: int) -> None:
         for d in batches:
-            columns = d.T.contiguous()
-            for chunk in rows.split(COLUMNS[rows.device.type]):
-                _ = chunk @ columns
+            turned = d.T.contiguous()
+            into = rows.new_empty(size, len(d))
+            for chunk in rows.split(size):
+                torch.mm(chunk, turned, out=into[: len(chunk)])
 
-    return {
-        f"gemm {rows.dtype}": lambda: whole(False), f"gemm {rows.dtype} turned": lambda: whole(True),
-        f"gemm {rows.dtype} chunks": chunks,
-    }  # fmt: skip
+    name = f"gemm {rows.dtype}"
+    by_chunks = {f"{name} by {size}": lambda size=size: chunks(size) for size in columns}
+    return {name: lambda: whole(False), f"{name} turned": lambda: whole(True), **by_chunks}
 
 
 def _clock(work: Callable[[], Any], device: torch.device) -> float:

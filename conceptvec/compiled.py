@@ -31,18 +31,19 @@ SECONDS = 120  # that a build may take
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, built where the cache has none for this source and processor; None where that fails."""
-    compiler = shutil.which("g++") if sys.platform == "linux" else None  # with GNU OpenMP, PyTorch's own threads
-    if compiler is None:
-        logger.debug("no g++: the projection runs in plain PyTorch")
+    if sys.platform != "linux":  # elsewhere g++ is another compiler, whose threads would fight PyTorch's GNU OpenMP
         return None
     try:
+        compiler = shutil.which("g++")
+        if compiler is None:
+            raise FileNotFoundError("there is no g++")
         path = _folder() / f"kernels-{_fingerprint(compiler)}.so"
         if not path.exists():
             _build(compiler, path)
         found = ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or error
-        logger.info("the projection runs in plain PyTorch, which is slower: g++ could not build it (%s)", detail)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
+        detail = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
+        logger.info("the projection takes PyTorch's loops, which are slower, since its own can't be built: %s", detail)
         return None
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     found.conceptvec_scan.argtypes = [
@@ -86,7 +87,7 @@ def usable(matrix: torch.Tensor) -> bool:
 class CompiledScan:
     """`scan.Scan` in one pass over every chunk."""
 
-    def __init__(self, mean: torch.Tensor, keep: int, workspace: Workspace) -> None:
+    def __init__(self, mean: torch.Tensor, keep: int, _: Workspace) -> None:
         n = len(mean)
         self.mean, self.keep, self.capacity = mean.contiguous(), keep, 2 * keep
         self.sums = torch.zeros(3, n, dtype=torch.float64)

@@ -75,19 +75,23 @@ void scan(const T* z, int64_t tokens, int64_t n, int64_t start, const float* mea
                     best[1][j] = -x > best[1][j] ? -x : best[1][j];
                     power[0][j] += square, power[1][j] += square * centred, power[2][j] += square * square;
                 }
-            int any = 0;
-            for (int j = 0; j < LANES; ++j) {
-                for (int m = 0; m < 3; ++m) total[m][j] += power[m][j];
-                any |= (best[0][j] > above[0][j]) | (best[1][j] > above[1][j]);
-            }
-            if (!any) continue;
+            uint32_t passing[2] = {};  // a bit per direction
             for (int pole = 0; pole < 2; ++pole)
-                for (int j = 0; j < width; ++j) {
-                    if (!(best[pole][j] > above[pole][j])) continue;
+                for (int j = 0; j < LANES; ++j) passing[pole] |= uint32_t(best[pole][j] > above[pole][j]) << j;
+            for (int m = 0; m < 3; ++m)
+                for (int j = 0; j < LANES; ++j) total[m][j] += power[m][j];
+            for (int pole = 0; pole < 2; ++pole)
+                for (uint32_t lanes = passing[pole]; lanes; lanes &= lanes - 1) {
+                    const int j = __builtin_ctz(lanes);
                     const int64_t at = pole * n + first + j;
+                    const float sign = pole ? -1.f : 1.f;
                     Heap heap{entries + at * capacity, count[at], above[pole][j], keep, capacity};
-                    for (int t = 0; t < rows; ++t)
-                        heap.push(pole ? -tile[t][j] : tile[t][j], int32_t(start + token + t));
+                    uint32_t hits = 0;  // a bit per token
+                    for (int t = 0; t < rows; ++t) hits |= uint32_t(sign * tile[t][j] > heap.level) << t;
+                    for (; hits; hits &= hits - 1) {
+                        const int t = __builtin_ctz(hits);
+                        heap.push(sign * tile[t][j], int32_t(start + token + t));
+                    }
                 }
         }
         for (int pole = 0; pole < 2; ++pole) std::copy_n(above[pole], width, level + pole * n + first);
@@ -105,6 +109,8 @@ void dots(const T* matrix, const int64_t* ids, const float* directions, int64_t 
         for (int64_t k = i * m; k < (i + 1) * m; ++k) {
             const T* row = matrix + ids[k] * hidden;
             const float* d = directions + i * hidden;
+            if (k + 1 < n * m)  // rows lie anywhere: the next is fetched while this one is summed
+                for (int64_t h = 0; h < hidden; h += 64 / sizeof(T)) __builtin_prefetch(matrix + ids[k + 1] * hidden + h);
             double part[LANES] = {}, sum = 0;
             int64_t h = 0;
             for (; h + LANES <= hidden; h += LANES)

@@ -32,6 +32,7 @@ from conceptvec.memory import Batch
 from conceptvec.scan import BLOCK, Scan, Workspace, dots
 
 COLUMNS = {"cpu": 8192, "mps": 65_536, "cuda": 65_536}  # tokens per chunk, where the readout's part fits the cache
+COMPILED_COLUMNS = 2048  # the same for the compiled kernels, where a chunk costs one call
 SPARE = {torch.float32: 14, torch.bfloat16: 90}  # survivors beyond k that guard against rounding
 MORE = {torch.float32: 200}  # the same where a row is repeated
 LARGE = 2**24  # elements of the unembedding from which a lower precision pays
@@ -92,7 +93,8 @@ class Projector:
         large = unembedding.numel() >= LARGE
         self.precision = precision or (preselection(self.device) if large else torch.float32)
         self.compiled = usable(unembedding) if large and compiled is None else bool(compiled)
-        self.columns = max(BLOCK, (columns or COLUMNS[self.device.type]) // BLOCK * BLOCK)
+        columns = columns or (COMPILED_COLUMNS if self.compiled else COLUMNS[self.device.type])
+        self.columns = max(BLOCK, columns // BLOCK * BLOCK)
         # float64 is missing on MPS; there the few exact sums are taken on the CPU.
         self.exact = torch.device("cpu") if self.device.type == "mps" else self.device
         self.fallbacks = np.zeros(2, np.int32)

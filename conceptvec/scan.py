@@ -51,7 +51,7 @@ class Scan:
         self.due = 0
 
     def add(self, z: torch.Tensor, start: int) -> None:
-        """Take in a chunk, float32 or bfloat16 (C, n), whose first token is the shown token `start`; z is overwritten."""
+        """Take in a chunk of readouts, float32 or bfloat16 (C, n), from shown token `start` on. It is overwritten."""
         if z.dtype is not torch.float32:
             z = self.workspace.tensor("wide", z, torch.float32, *z.shape).copy_(z)
         self._select(z, start)

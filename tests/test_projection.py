@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,10 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conceptvec import projection
+from conceptvec import compiled, projection
 from conceptvec.errors import RunError
 from conceptvec.memory import Batch
 from conceptvec.projection import Projector
+from conceptvec.scan import Scan, Workspace, dots
+
+needs_kernels = pytest.mark.skipif(compiled.library() is None, reason="no g++ on Linux: no compiled kernels")
+COMPILED = st.booleans() if compiled.library() else st.just(False)
 
 
 def true_values(rows: torch.Tensor, d: torch.Tensor) -> np.ndarray:
@@ -51,9 +59,11 @@ def check(found, rows: torch.Tensor, d: torch.Tensor, masked: torch.Tensor, k: i
     vocabulary=st.integers(1, 400), hidden=st.integers(1, 40), n=st.integers(1, 9), k=st.integers(1, 60),
     columns=st.sampled_from([32, 64, 512]), batch=st.sampled_from([1, 3, 200]), masked=st.floats(0, 0.9),
     ties=st.booleans(), precision=st.sampled_from([torch.float32, torch.bfloat16]),
-    stored=st.sampled_from([torch.float32, torch.bfloat16]), seed=st.integers(0, 10**6),
+    stored=st.sampled_from([torch.float32, torch.bfloat16]), seed=st.integers(0, 10**6), compiled=COMPILED,
 )  # fmt: skip
-def test_equals_brute_force(vocabulary, hidden, n, k, columns, batch, masked, ties, precision, stored, seed) -> None:
+def test_equals_brute_force(
+    vocabulary, hidden, n, k, columns, batch, masked, ties, precision, stored, seed, compiled
+) -> None:
     """Any sizes, masks and precisions; with ties the values are few small integers and everything is exact."""
     rng = torch.Generator().manual_seed(seed)
     draw = (
@@ -64,7 +74,7 @@ def test_equals_brute_force(vocabulary, hidden, n, k, columns, batch, masked, ti
     rows, d = draw(vocabulary, hidden).to(stored), draw(n, hidden)
     mask = torch.rand(vocabulary, generator=rng) < masked
     mask[seed % vocabulary] = False
-    found = Projector(rows, mask, k, precision=precision, columns=columns)(d, batch)
+    found = Projector(rows, mask, k, precision=precision, columns=columns, compiled=compiled)(d, batch)
     check(found, rows.float(), d, mask, k, moments=precision is torch.float32)
 
 
@@ -74,11 +84,12 @@ def test_does_not_depend_on_batch_chunks_or_threads() -> None:
     mask = torch.rand(3000) < 0.1
     before, seen = torch.get_num_threads(), []
     choices = [(1, 1, 8192), (1, 5, 1024), (1, 37, 128), (1, 200, 8192), (2, 37, 8192), (2, 5, 1024)]
+    kinds = [False, True] if compiled.library() else [False]
     try:
         for threads, batch, columns in choices:
             torch.set_num_threads(threads)
-            for precision in (torch.float32, torch.bfloat16):
-                seen.append(Projector(rows, mask, 50, precision=precision, columns=columns)(d, batch))
+            for precision, kind in itertools.product((torch.float32, torch.bfloat16), kinds):
+                seen.append(Projector(rows, mask, 50, precision=precision, columns=columns, compiled=kind)(d, batch))
     finally:
         torch.set_num_threads(before)
     for other in seen[1:]:
@@ -99,12 +110,13 @@ def near_ties(vocabulary: int, hidden: int, gap: float) -> tuple[torch.Tensor, t
     return noise + unit * (10 + gap * torch.randperm(vocabulary)[:, None]), d
 
 
+@pytest.mark.parametrize("kind", [False, pytest.param(True, marks=needs_kernels)])
 @pytest.mark.parametrize(("gap", "repeated", "full"), [(1e-3, 1, 0), (1e-7, 1, 1)])
-def test_adversarial_near_ties_fall_back_and_are_counted(gap, repeated, full) -> None:
+def test_adversarial_near_ties_fall_back_and_are_counted(gap, repeated, full, kind) -> None:
     """Two thousand values closer than bfloat16 (than float32) can tell apart are still ranked rightly."""
     rows, d = near_ties(2000, 64, gap)
     mask = torch.zeros(2000, dtype=torch.bool)
-    projector = Projector(rows, mask, 50, precision=torch.bfloat16)
+    projector = Projector(rows, mask, 50, precision=torch.bfloat16, compiled=kind)
     check(projector(d), rows, d, mask, 50, moments=False)
     assert projector.fallbacks.tolist() == [repeated, full]
     hopeful = (rows.bfloat16() @ d.bfloat16().T).float().flatten().topk(50).indices
@@ -127,8 +139,8 @@ def test_a_device_that_computes_wrongly_is_noticed(monkeypatch) -> None:
     rows, d = torch.randn(500, 32), torch.randn(6, 32)
     right = projection._product
 
-    def wrong(rows, columns, last):
-        z = right(rows, columns, last)
+    def wrong(rows, columns, workspace):
+        z = right(rows, columns, workspace)
         z[:, 0] = z[:, 0].flip(0)
         return z
 
@@ -173,3 +185,73 @@ def test_batch_halves_on_out_of_memory_and_says_so(caplog) -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         Batch(4).run(other)
+
+
+@needs_kernels
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(1, 700), n=st.integers(1, 70), keep=st.integers(1, 80), columns=st.sampled_from([16, 48, 512]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]), ties=st.booleans(), seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_the_compiled_scan_is_pytorchs(tokens, n, keep, columns, dtype, ties, seed) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(tokens, n, generator=rng).mul(2 if ties else 100).to(dtype)
+    z = z.round() if ties else z
+    z[0, 0], keep = math.nan if seed % 5 == 0 else 1, min(keep, tokens)
+    mean = torch.randn(n, generator=rng)
+    scans = [kind(mean, keep, Workspace()) for kind in (Scan, compiled.CompiledScan)]
+    for start in range(0, tokens, columns):
+        for scan in scans:
+            scan.add(z[start : start + columns].clone(), start)
+    powers = (z.double() - mean)[:, :, None] ** torch.tensor([2, 3, 4])
+    for scan in scans:
+        off = (scan.sums.T - powers.sum(0)).abs()
+        assert ((off <= 1e-5 * powers.abs().sum(0) + 1e-9) | powers.sum(0).isnan()).all()
+        assert torch.equal(scan.sums.T.isnan(), powers.sum(0).isnan())
+    (_, plain), (ids, values) = (scan.best() for scan in scans)
+    clean = slice(1 if seed % 5 == 0 else 0, None)  # with NaN among them, fewer may be left: such rows are not safe
+    assert torch.equal(plain[:, clean], values[:, clean])
+    for pole, sign in ((0, 1), (1, -1)):
+        assert torch.equal(z.float().T.gather(1, ids[pole])[clean] * sign, values[pole][clean])
+        assert all(len(set(row.tolist())) == keep for row in ids[pole][clean])
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hidden", [1, 31, 32, 100])
+def test_compiled_dots_are_exact(dtype, hidden) -> None:
+    matrix, d = torch.randint(-9, 9, (50, hidden)).to(dtype), torch.randint(-9, 9, (7, hidden)).float()
+    ids = torch.randint(0, 50, (7, 20))
+    assert torch.equal(compiled.compiled_dots(matrix, ids, d), dots(matrix, ids, d))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernels are built on Linux alone")
+@pytest.mark.parametrize("compiler", ["none", "broken", "locked"])
+def test_without_a_build_the_projection_is_pytorchs(compiler, monkeypatch, tmp_path, caplog) -> None:
+    """No g++, one that fails, or a cache that can't be written: said once, and nothing else changes."""
+    broken = tmp_path / "g++"
+    broken.write_text("#!/bin/sh\n[ $1 = --version ] || { echo bad source >&2; exit 1; }\n")
+    broken.chmod(0o755)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("file" if compiler == "locked" else "cache")))
+    monkeypatch.setattr(shutil, "which", lambda _: None if compiler == "none" else str(broken))
+    monkeypatch.setattr(projection, "LARGE", 0)
+    compiled.library.cache_clear()
+    try:
+        with caplog.at_level("INFO"):
+            projector = Projector(torch.randn(100, 8), torch.zeros(100, dtype=torch.bool), 5)
+            assert not projector.compiled and len(projector(torch.randn(2, 8)).top_ids) == 2
+    finally:
+        compiled.library.cache_clear()
+    said = {"none": "no g++", "broken": "bad source", "locked": "file"}[compiler]
+    assert said in caplog.text and caplog.text.count("can't be built") == 1
+
+
+@needs_kernels
+def test_processes_build_at_once(tmp_path, monkeypatch) -> None:
+    """Each builds on its own and moves the result into place."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = "from conceptvec.compiled import library; assert library() is not None"
+    started = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
+    assert [process.wait() for process in started] == [0, 0, 0]
+    assert [path.suffix for path in (tmp_path / "conceptvec").iterdir()] == [".so"]
