@@ -1,7 +1,8 @@
 """What a run will need and what is there, found out before anything is downloaded or loaded.
 
-Memory and disk follow from the model's dimensions. Time follows from two matrix products of the run's own shapes,
-timed on the device; it is an estimate, good within a factor of about three.
+Memory and disk follow from the model's dimensions and what runs of these shapes were seen to take. Time follows from
+two matrix products of the run's own shapes, timed on the device; it is an estimate, good within a factor of about
+three.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
 
 BASE_MEMORY = 700 * 2**20  # Python and torch themselves
-PROMPT_TOKENS = 12
-OVERHEAD = 2.5  # attention, norms and selection beside the matrix products
+PROMPT_TOKENS, CORPUS_TOKENS = 12, 40_000  # of a prompt with its answer, of the built-in corpus
+OVERHEAD = 1.5  # attention, norms and selection beside the matrix products
 
 
 class Plan(dict):
@@ -91,12 +92,11 @@ def preflight(config: Config) -> Plan:
         work={"stages": list(config.stages), "layers": len(layers), "per_layer": per_layer, "neurons": neurons,
               "null_neurons": nulls, "prompts": prompts, "projection_flops": 2 * shown * neurons},
         needs={
-            "memory_bytes": BASE_MEMORY * (device.type == "cpu") + checkpoint.parameters * ITEMSIZE[name]
-            + 8 * shown + 20 * config.batch_size * d["vocab_size"],
+            "memory_bytes": BASE_MEMORY * (device.type == "cpu") + memory(config, checkpoint, d, neurons, name),
             "disk_bytes": neurons * (16 * config.top_k + 32) + len(layers) * d["intermediate_size"] * 80
             + (3 in config.stages) * (2 * nulls * prompts * 8 + 2_000_000),
             "download_bytes": sum(n for _, n in checkpoint.download),
-            "seconds": seconds(config, d, neurons, nulls, prompts, len(layers), device, dtype),
+            "seconds": seconds(config, d, neurons, nulls, prompts, device, dtype),
         },
         has={"memory_bytes": device_memory(device), "disk_bytes": free_disk(folder)},
         run_folder={"path": str(folder), "state": "new"},
@@ -159,22 +159,36 @@ def dimensions(checkpoint: Checkpoint) -> dict[str, int]:
     return found
 
 
+def memory(config: Config, checkpoint: Checkpoint, d: dict[str, int], neurons: int, dtype: str) -> int:
+    """Bytes for weights, copies of the unembedding, tables over the vocabulary, and the lists that are kept."""
+    shown, kept = d["vocab_size"] * d["hidden_size"], neurons * (16 * config.top_k + 32)
+    weights = checkpoint.parameters * ITEMSIZE[dtype] + 4 * shown
+    if config.stages == (1,):  # read tensor by tensor, in the file's precision
+        stored = checkpoint.weight_bytes // max(checkpoint.parameters, 1)
+        weights = shown * (stored if stored == 2 else stored + 2) + 8 * d["hidden_size"] * d["intermediate_size"]
+    return weights + 2048 * d["vocab_size"] + kept
+
+
 def seconds(
-    config: Config, d: dict[str, int], neurons: int, nulls: int, prompts: int, layers: int, device: Any, dtype: Any
+    config: Config, d: dict[str, int], neurons: int, nulls: int, prompts: int, device: Any, dtype: Any
 ) -> list[float]:
     """Low and high estimate of the run's seconds: floating-point operations over speeds timed here."""
     import torch
 
-    hidden, mlp = d["hidden_size"], d["intermediate_size"]
-    columns = min(d["vocab_size"], 16384)
-    readout = _speed(min(config.batch_size, 200), hidden, columns, device, torch.float32)
-    total = 2.0 * neurons * hidden * d["vocab_size"] / readout
-    if 3 in config.stages:
+    from conceptvec.projection import LARGE, preselection
+
+    hidden, mlp, vocabulary = d["hidden_size"], d["intermediate_size"], d["vocab_size"]
+    precision = preselection(device) if vocabulary * hidden >= LARGE else torch.float32
+    readout = _speed(min(vocabulary, 2**14), hidden, min(config.batch_size, 200), device, precision)
+    total = 2.0 * neurons * hidden * vocabulary / readout
+    if config.stages != (1,):
         forward = _speed(min(config.batch_size * PROMPT_TOKENS, 2400), hidden, mlp, device, dtype)
-        layer = 2.0 * (3 * hidden * mlp + 4 * hidden * hidden)  # operations per token and layer
-        damaged = nulls * prompts * (config.draws if config.damage[0] == "noise" else 1)
-        above = PROMPT_TOKENS * layer * layers / 2
-        total += damaged * (above + 2.0 * hidden * d["vocab_size"]) / forward
+        whole = 2.0 * d["layers"] * (3 * hidden * mlp + 4 * hidden * hidden)  # operations per token
+        passed = whole * (CORPUS_TOKENS + 3 * PROMPT_TOKENS * prompts)
+        if 3 in config.stages:
+            damaged = nulls * prompts * (config.draws if config.damage[0] == "noise" else 1)
+            passed += damaged * (PROMPT_TOKENS * whole / 2 + 2.0 * hidden * vocabulary)
+        total += passed / forward
     return [round(total * OVERHEAD * f, 1) for f in (0.5, 3.0)]
 
 

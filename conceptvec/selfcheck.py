@@ -127,13 +127,14 @@ def reference(model: Model, prompts: Sequence[Prompt], cases: Sequence[tuple[int
     memo: dict[int, Any] = {id(model.decoder.embed_tokens): embed, id(model.layers): layers}
     decoder = copy.deepcopy(model.decoder, memo).to("cpu", torch.float64)
     hidden = decoder(input_ids=small_ids, use_cache=False).last_hidden_state  # (C·P, T, H), normalised
-    out = np.zeros(len(ids))
-    for row, (tokens, start) in enumerate(encoded * len(cases)):
-        states = hidden[row, start - 1 : len(tokens) - 1]
-        chunks = [model.unembedding[i : i + COLUMNS].cpu().double() for i in range(0, model.vocab_size, COLUMNS)]
-        logits = torch.cat([states @ c.T for c in chunks], 1)
-        logits = torch.tanh(logits / model.softcap) * model.softcap if model.softcap else logits
-        out[row] = float(logits.log_softmax(1).gather(1, torch.tensor(tokens[start:])[:, None]).mean())
+    rows = [(row, at) for row, (tokens, start) in enumerate(encoded * len(cases)) for at in range(start, len(tokens))]
+    row, at = torch.tensor(rows).T
+    states = hidden[row, at - 1]  # (N, H): they predict the answers' tokens
+    chunks = (model.unembedding[i : i + COLUMNS].cpu().double() for i in range(0, model.vocab_size, COLUMNS))
+    logits = torch.cat([states @ chunk.T for chunk in chunks], 1)
+    logits = torch.tanh(logits / model.softcap) * model.softcap if model.softcap else logits
+    found = logits.log_softmax(1).gather(1, ids[row, at][:, None])[:, 0].numpy()
+    out = np.bincount(row, found) / np.bincount(row)
     return out.reshape(len(cases), len(prompts))
 
 
