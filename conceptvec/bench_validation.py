@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from conceptvec.config import Config
-from conceptvec.damage import Damage, Engine
+from conceptvec.damage import Damage
+from conceptvec.engine import Engine
 from conceptvec.errors import RunError
 from conceptvec.experiment import Experiment, PromptTable
 

@@ -33,7 +33,8 @@ from conceptvec import statistics as stats
 from conceptvec.activations import corpus_activations
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config, parse_layers
-from conceptvec.damage import Damage, State, damages
+from conceptvec.damage import Damage, damages
+from conceptvec.engine import State
 from conceptvec.errors import RequestError
 from conceptvec.experiment import Experiment, PromptTable
 from conceptvec.nulls import Entry, Nulls, measure_nulls

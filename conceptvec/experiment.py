@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from conceptvec.config import Config
-from conceptvec.damage import Damage, Engine, State, damages
+from conceptvec.damage import Damage, damages
+from conceptvec.engine import Engine, State
 from conceptvec.store import Arrays, plain
 from conceptvec.verdict import hopeless
 

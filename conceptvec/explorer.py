@@ -64,38 +64,6 @@ def card(e: Mapping[str, Any]) -> str:
     return f"<p>{'<br>'.join(lines)}</p>{damage}<p>{'<br>'.join(after)}</p>"
 
 
-def continuation(
-    model: Model, text: str, layer: int, damages: Sequence[Any] = (), tokens: int = CONTINUED
-) -> tuple[str, list[tuple[str, float]]]:
-    """The greedy continuation of a text under damages of one layer (none: clean), and the likeliest first tokens.
-
-    Returns:
-        the new text, and five pairs of token and probability.
-
-    Raises:
-        RequestError: the text is empty.
-    """
-    import torch
-
-    from conceptvec.damage import damaging
-
-    if not text.strip():
-        raise RequestError("the text to continue is empty; type its beginning")
-    ids = model.encode(text)
-    stop = model.tokenizer.eos_token_id
-    new: list[int] = []
-    likely: list[tuple[str, float]] = []
-    with torch.inference_mode(), damaging(model, {layer: damages} if damages else {}):
-        while len(new) < tokens and (not new or new[-1] != stop):
-            batch = torch.tensor([ids + new], device=model.device)
-            logits = model.hf(input_ids=batch, use_cache=False, logits_to_keep=1).logits[0, -1].float()
-            if not new:
-                chances, ids5 = (x.tolist() for x in logits.softmax(0).topk(5))
-                likely = [(model.tokenizer.decode([i]), p) for i, p in zip(ids5, chances, strict=True)]
-            new.append(int(logits.argmax()))
-    return model.tokenizer.decode(new, skip_special_tokens=True), likely
-
-
 def changes(model: Model, e: Mapping[str, Any], change: str, times: float, seed: int) -> list[Any]:
     """What a choice of `CHANGES` adds to the vector's layer; `times` is the factor of `amplify it`."""
     from conceptvec.damage import Damage, damages
@@ -166,6 +134,8 @@ def explore(run: Mapping[str, Any] | str | Path, model: Model | None = None) -> 
 
 def _trial(w: Any, model: Model, entries: Mapping[str, Any], listed: Any, seed: int) -> list[Any]:
     """Controls that continue a text clean and with the chosen vector damaged or amplified."""
+    from conceptvec.damage import continuation
+
     text = w.Text(description="text", layout=w.Layout(width="40em"))
     change = w.Dropdown(options=CHANGES, description="vector")
     times = w.FloatSlider(value=5.0, min=-10.0, max=20.0, step=0.5, description="times", disabled=True)
@@ -187,7 +157,8 @@ def _trial(w: Any, model: Model, entries: Mapping[str, Any], listed: Any, seed: 
         try:
             added = changes(model, e, change.value, times.value, seed)
             for name, some in (("clean", []), (f"{e['id']}: {change.value}", added)):
-                new, likely = continuation(model, text.value, e["layer"], some)
+                new, chances = continuation(model, text.value, {e["layer"]: some}, CONTINUED)
+                likely = [(model.tokenizer.decode([int(i)]), float(chances[i])) for i in chances.topk(5).indices]
                 first = ", ".join(f"{t.strip()} {p:.1%}" for t, p in likely)
                 rows.append([name, printable(new), printable(first)])
             out.value = html(rows, ["", "greedy continuation", "likeliest next tokens"])

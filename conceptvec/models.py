@@ -32,6 +32,7 @@ ARCHITECTURE = (
     "final_logit_softcapping", "tie_word_embeddings",
 )  # fmt: skip
 
+CHAT_REQUEST = "Complete the sentence."  # what the user's turn asks where the model is prompted by its chat template
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -85,10 +86,21 @@ class Model:
             return mlp_output
         return getattr(self.layers[layer], self.family.post_norm)(mlp_output)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids with the beginning-of-sequence token once (where the model has one)."""
+    def encode(self, text: str, chat: bool = False) -> list[int]:
+        """Token ids with the beginning-of-sequence token once (where the model has one).
+
+        With `chat` the text is the beginning of the model's turn in its chat template.
+
+        Raises:
+            RequestError: the tokenizer has no chat template.
+        """
+        if chat:
+            if not getattr(self.tokenizer, "chat_template", None):
+                raise RequestError(f"--chat-template: {self.name} has no chat template; use an instruction-tuned model")
+            turn = [{"role": "user", "content": CHAT_REQUEST}]
+            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) + text
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids if self.bos_id is None else [self.bos_id, *ids]
+        return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final norm and unembedding of residual-stream states (..., H) → float32 logits (..., V)."""

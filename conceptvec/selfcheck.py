@@ -19,7 +19,8 @@ import torch
 
 from conceptvec.concepts import Prompt, load_concepts
 from conceptvec.config import Config
-from conceptvec.damage import Damage, Engine, damages
+from conceptvec.damage import Damage, damages
+from conceptvec.engine import Engine, split_answer
 from conceptvec.errors import RunError
 from conceptvec.extraction import Candidates, Projections, Projector, make_projector, project_layer
 from conceptvec.store import plain
@@ -110,8 +111,6 @@ def reference(model: Model, prompts: Sequence[Prompt], cases: Sequence[tuple[int
         prompts: prompts of equal token length.
         cases: (layer, neuron, what is added to the neuron's column of ``down_proj``).
     """
-    from conceptvec.damage import split_answer
-
     encoded = [split_answer(model, p) for p in prompts]
     ids = torch.tensor([row for _ in cases for row, _ in encoded])  # (C·P, T), cases outermost
     used, small_ids = ids.unique(return_inverse=True)

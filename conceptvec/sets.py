@@ -14,16 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from conceptvec import statistics as stats
-from conceptvec.damage import Damage, damaging, encode
+from conceptvec.damage import Damage, continuation, damaging
 from conceptvec.experiment import Experiment
 from conceptvec.store import Arrays, Parts, Task, plain
 
 if TYPE_CHECKING:
     from conceptvec.concepts import Prompt
-    from conceptvec.models import Model
 
 SET_SIZE, RANDOM_SETS = 10, 39  # vectors in a set; with 39 random sets the smallest p is 0.025
 SHOWN, NEW_TOKENS, AMPLIFY = 12, 10, 4.0  # vectors continued, tokens written, extra writes of an amplified vector
@@ -133,12 +131,12 @@ def add_continuations(
         texts = [prompts[name][at].prompt for name, at in pick.items() if prompts[name]]
         vector = experiment.model.value_vectors(e["layer"])[e["neuron"]].float()
         states = {
-            "clean": None, "damaged": Damage(e["neuron"], -1.0, 0.0, vector),
-            "amplified": Damage(e["neuron"], AMPLIFY, 0.0, vector),
+            "clean": [], "damaged": [Damage(e["neuron"], -1.0, 0.0, vector)],
+            "amplified": [Damage(e["neuron"], AMPLIFY, 0.0, vector)],
         }  # fmt: skip
         found = [
             {"prompt": text} | {
-                name: continuation(experiment.model, text, {e["layer"]: [d]} if d else {}, chat)
+                name: continuation(experiment.model, text, {e["layer"]: d}, NEW_TOKENS, chat)[0]
                 for name, d in states.items()
             }
             for text in texts
@@ -149,18 +147,3 @@ def add_continuations(
     done = parts.map(tasks, "Stage 3: continuations", "vector") if tasks else []
     for e, arrays in zip(chosen, done, strict=True):
         e["continuations"] = arrays["continuations_json"]
-
-
-@torch.inference_mode()
-def continuation(model: Model, text: str, damaged: dict[int, list[Damage]], chat: bool = False) -> str:
-    """What the model writes after the text, greedily, under damages (layer → damages)."""
-    ids = encode(model, text, chat)
-    start = len(ids)
-    with damaging(model, damaged):
-        for _ in range(NEW_TOKENS):
-            row = torch.tensor([ids], device=model.device)
-            best = int(model.hf(input_ids=row, use_cache=False, logits_to_keep=1).logits[0, -1].argmax())
-            if best == model.tokenizer.eos_token_id:
-                break
-            ids.append(best)
-    return model.tokenizer.decode(ids[start:], skip_special_tokens=True)

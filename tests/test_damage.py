@@ -9,7 +9,8 @@ import transformers
 
 from conceptvec.checkpoint import FAMILIES
 from conceptvec.concepts import Prompt
-from conceptvec.damage import Damage, Engine, damages, split_answer
+from conceptvec.damage import Damage, damages
+from conceptvec.engine import Engine, split_answer
 from conceptvec.errors import RequestError, RunError
 from tests.conftest import make_hf, wrap
 

@@ -6,13 +6,12 @@ import builtins
 import re
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 import conceptvec as cv
 from conceptvec import Config, display, explorer
-from conceptvec.damage import damages
+from conceptvec.damage import continuation, damages
 from conceptvec.errors import RequestError, RunError
 from conceptvec.models import Model
 from conceptvec.results import Results
@@ -120,22 +119,22 @@ def test_a_continuation_is_that_of_an_edited_model(tiny: Model) -> None:
     """Removing a vector in the explorer gives what the model says with that column of its weights set to zero."""
     e, text = entry(2), "dog cat horse w3"
     layer, neuron = e["layer"], e["neuron"]
-    clean = explorer.continuation(tiny, text, layer, tokens=5)
-    removed = explorer.continuation(tiny, text, layer, explorer.changes(tiny, e, "remove it", 0, 0), 5)
-    amplified = explorer.continuation(tiny, text, layer, explorer.changes(tiny, e, "amplify it", 7.0, 0), 5)
+    said = lambda *change: continuation(tiny, text, {layer: explorer.changes(tiny, e, *change) if change else []}, 5)
+    clean, removed, amplified = said(), said("remove it", 0, 0), said("amplify it", 7.0, 0)
     weight = tiny.layers[layer].mlp.down_proj.weight
     column = weight[:, neuron].clone()
     edited = {}
     with torch.no_grad():
         for factor in (0.0, 7.0):
             weight[:, neuron] = factor * column
-            edited[factor] = explorer.continuation(tiny, text, layer, tokens=5)
+            edited[factor] = said()
         weight[:, neuron] = column
     for ours, real in ((removed, edited[0.0]), (amplified, edited[7.0])):
-        assert ours[0] == real[0] and [t for t, _ in ours[1]] == [t for t, _ in real[1]]
-        np.testing.assert_allclose([p for _, p in ours[1]], [p for _, p in real[1]], rtol=1e-4)
-        assert not np.allclose([p for _, p in ours[1]], [p for _, p in clean[1]], rtol=1e-3)
-    assert explorer.continuation(tiny, text, layer, tokens=5) == clean  # nothing is left behind
+        assert ours[0] == real[0]
+        torch.testing.assert_close(ours[1], real[1], rtol=1e-4, atol=1e-7)
+        assert not torch.allclose(ours[1], clean[1], rtol=1e-3)
+    again = said()  # nothing is left behind
+    assert again[0] == clean[0] and torch.equal(again[1], clean[1])
 
 
 def test_changes_are_the_damages_of_stage_3(tiny: Model) -> None:

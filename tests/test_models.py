@@ -13,7 +13,7 @@ import transformers
 
 from conceptvec import Config, RequestError, RunError, load_model
 from conceptvec.checkpoint import FAMILIES
-from conceptvec.damage import Engine
+from conceptvec.engine import Engine
 from conceptvec.memory import Batch
 from conceptvec.models import choose_device, choose_dtype
 from tests.conftest import make_hf, make_tokenizer, wrap

@@ -12,7 +12,7 @@ import torch
 from conceptvec import Config, RunError
 from conceptvec.cli import main
 from conceptvec.concepts import Prompt
-from conceptvec.damage import Engine
+from conceptvec.engine import Engine
 from conceptvec.extraction import Projector
 from conceptvec.selfcheck import damage_agreement, projection_agreement, reference
 from tests.conftest import concepts_document

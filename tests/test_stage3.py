@@ -10,10 +10,10 @@ import torch
 
 from conceptvec.bench_validation import bench_validation
 from conceptvec.concepts import BUILT_IN, Prompt, load_concepts
-from conceptvec.damage import Damage, Engine, damaging, encode
+from conceptvec.damage import Damage, continuation, damaging
+from conceptvec.engine import Engine
 from conceptvec.errors import RequestError, RunError
 from conceptvec.lexicon import lemma, normalise
-from conceptvec.sets import continuation
 from tests.conftest import make_hf, wrap
 
 PROMPTS = [Prompt("w1 w2 w3", " dog"), Prompt("w5 w6 w7 w8 w9", " red blue"), Prompt("w9 w8", " zoo")]
@@ -52,22 +52,23 @@ def test_several_layers_damaged_together_equal_an_edit(tiny) -> None:
 
 
 def test_continuation_is_greedy_and_damage_changes_it(tiny) -> None:
-    text = continuation(tiny, "w1 w2 w3", {})
+    text, chances = continuation(tiny, "w1 w2 w3", {}, 10)
     ids = tiny.encode("w1 w2 w3")
     with torch.inference_mode():
         best = int(tiny.hf(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
-    assert text.split()[0] == tiny.tokenizer.decode([best]).strip()
+    assert text.split()[0] == tiny.tokenizer.decode([best]).strip() and best == int(chances.argmax())
+    assert len(text.split()) <= 10 and abs(float(chances.sum()) - 1) < 1e-5
     push = Damage(0, 0.0, 50.0, tiny.unembedding[tiny.tokenizer.get_vocab()["▁dog"]].clone())
-    assert continuation(tiny, "w1 w2 w3", {n: [push] for n in range(4)}) != text
+    assert continuation(tiny, "w1 w2 w3", {n: [push] for n in range(4)}, 10)[0] != text
 
 
 def test_chat_template_puts_the_prompt_into_the_models_turn_with_one_bos(tiny) -> None:
     with pytest.raises(RequestError, match="chat template"):
-        encode(tiny, "w1", chat=True)
+        tiny.encode("w1", chat=True)
     tiny.tokenizer.chat_template = (
         "{{ bos_token }} w7 {{ messages[0]['content'] }}{% if add_generation_prompt %} w8{% endif %}"
     )
-    ids = encode(tiny, " w1 w2", chat=True)
+    ids = tiny.encode(" w1 w2", chat=True)
     assert ids.count(tiny.bos_id) == 1 and ids[0] == tiny.bos_id
     vocabulary = tiny.tokenizer.get_vocab()
     assert ids[-3:] == [vocabulary["▁w8"], vocabulary["▁w1"], vocabulary["▁w2"]]
