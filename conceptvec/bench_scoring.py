@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from conceptvec.concepts import load_concepts
-from conceptvec.scoring import Scorer
+from conceptvec.scorer import Scorer
 
 LAYERS, NEURONS, VOCABULARY, HIDDEN, TOP_K = 26, 6912, 262_144, 1152, 50
 

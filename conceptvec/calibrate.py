@@ -7,13 +7,8 @@
    that do: all of it is tested.
 2. **Permuted labels**: the same neurons, and the strongest planted ones, where the prompts of all concepts have
    been dealt out anew. Everything validated is false.
-3. **Planted vectors** worth a stated number of nats, in memory alone, in the upper half of the layers: a vector along
-   the concept's unembedding direction (three quarters of its answers, drawn, less what the model expects there) is
-   written by an activation that fires on the concept's prompts (and at a tenth of that, with random sign, elsewhere).
-   Its norm, a multiple of that of the MLP output, is set so that the vector's presence raises the log-probability of
-   the concept's answers by the stated effect: without an effect there would be nothing to find. Where no norm of
-   `NORMS` reaches the effect, nothing is planted, and that is counted. The planted model is then the clean one, and
-   the planted vector is damaged. What is validated is true.
+3. **Planted vectors** worth a stated number of nats (`planting`), in the upper half of the layers. Where no norm
+   reaches the effect, nothing is planted, and that is counted. What is validated is true.
 
 Each group is judged together with the random neurons, so that the correction for many tests has both kinds to face.
 """
@@ -21,139 +16,32 @@ Each group is judged together with the random neurons, so that the correction fo
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from conceptvec import statistics as stats
 from conceptvec.activations import corpus_activations
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config, parse_layers
-from conceptvec.damage import Damage, damages
-from conceptvec.engine import State
 from conceptvec.errors import RequestError
 from conceptvec.experiment import Experiment, PromptTable
 from conceptvec.nulls import Entry, Nulls, measure_nulls
+from conceptvec.planting import Planted, plant
 from conceptvec.store import Arrays, Parts, plain
 from conceptvec.validation import firing, judge, measure
 from conceptvec.verdict import FIRING_SHARE, MAX_Q, verdict
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conceptvec.activations import Activations
     from conceptvec.models import Model
 
 logger = logging.getLogger(__name__)
 
 EFFECTS = (0.05, 0.1, 0.15, 0.2, 0.3)  # nats per answer token that the planted vectors are worth
-NORMS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)  # norms of what is planted, relative to the MLP output's, that are tried
 MISSES = 1000  # draws in a row without a new pair that fires, after which no more are looked for
-BACKGROUND = 0.1  # activation of a planted vector off its concept, relative to that on it
-
-
-class Neuron(NamedTuple):
-    """What is planted, but for its norm."""
-
-    vector: torch.Tensor  # (H,), of the layer's mean norm
-    level: np.ndarray  # (P,) activation on each prompt, about 1 on the concept's
-    sizes: torch.Tensor  # (P, T) norm of the MLP output relative to the vector's
-
-
-class Planted(Experiment):
-    """An experiment on the model with one more neuron in a layer, which lives in the states alone.
-
-    Args:
-        base: the experiment on the model itself.
-        layer: where the neuron is.
-        concept: what it writes and fires on.
-        neuron: the value vector and its activations, from `draw_neuron`.
-        norm: of what is planted, relative to the MLP output's.
-    """
-
-    def __init__(self, base: Experiment, layer: int, concept: str, neuron: Neuron, norm: float) -> None:
-        super().__init__(base.model, base.config, base.table, base.means)
-        self.layer, self.concept, self.norm, self.vector = layer, concept, norm, neuron.vector
-        self.number = base.model.intermediate_size  # one past the real neurons
-        level = torch.as_tensor(norm * neuron.level, dtype=torch.float32, device=neuron.vector.device)
-        self.amounts = level[:, None] * neuron.sizes  # (P, T)
-        self.amounts[:, 0] = 0.0  # not on the beginning-of-sequence token
-        self.neutral, self._reference = [], {}  # divergence plays no part in the verdict
-
-    def _state(self, layer: int, neurons: tuple[int, ...]) -> tuple[State, np.ndarray]:  # noqa: ARG002
-        state = self.table.engine.state(layer, [0])
-        added = self.amounts[:, :, None] * self.vector
-        state.mlp = (state.mlp.float() + added).to(state.mlp.dtype)
-        state.neurons, state.activations = {self.number: 0}, self.amounts[None]
-        return state, self.baseline(state)
-
-    def damages(self, layer: int, neuron: int, kind: str, ratio: float | None = None) -> list[Damage]:
-        """The configured damages of the planted vector."""
-        c, mean = self.config, float(self.amounts.mean())
-        return damages(
-            self.model, layer, neuron, kind, mean, c.draws, ratio or c.noise_ratio, c.noise_sigma, c.seed, self.vector
-        )
-
-    def effect(self, base: Experiment) -> float:
-        """What the vector's presence is worth on its concept's prompts, in nats per answer token."""
-        mine = self.table.concept(self.concept)
-        return float((self._state(self.layer, ())[1] - base.state(self.layer, (0,))[1])[mine].mean())
-
-    def entry(self) -> Entry:
-        """The planted vector as a candidate; it fires on its concept's prompts by construction."""
-        return {
-            "id": f"L{self.layer:02d}_N{self.number:04d}+", "layer": self.layer, "neuron": self.number, "pole": "+",
-            "concept": self.concept, "firing_share": 1.0,
-        }  # fmt: skip
-
-
-def draw_neuron(base: Experiment, layer: int, concept: str, draw: int) -> Neuron:
-    """A random draw of the answers that a planted vector stands for, and of its activations."""
-    model, table = base.model, base.table
-    rng = np.random.default_rng([base.config.seed, layer, table.concepts.index(concept), draw, 21])
-    direction = concept_direction(base, concept, rng)
-    scale = model.fold_scale(layer, "both")
-    direction = direction / torch.where(scale.abs() < 1e-3, torch.ones_like(scale), scale)
-    vector = direction / torch.linalg.vector_norm(direction)
-    vector *= torch.linalg.vector_norm(model.value_vectors(layer).float(), dim=1).mean()
-    state = table.engine.state(layer, [0])
-    sizes = torch.linalg.vector_norm(state.mlp.float(), dim=2) / torch.linalg.vector_norm(vector)
-    level = BACKGROUND * rng.standard_normal(len(table.engine))
-    level[table.groups[concept]] = rng.uniform(0.7, 1.3, len(table.groups[concept]))
-    return Neuron(vector, level, sizes)
-
-
-def plant(base: Experiment, layer: int, concept: str, draw: int, effects: Sequence[float]) -> list[Planted | None]:
-    """Per effect, the weakest planted vector that is worth it, by linear interpolation between `NORMS`."""
-    neuron = draw_neuron(base, layer, concept, draw)
-    worth = [0.0, *(Planted(base, layer, concept, neuron, norm).effect(base) for norm in NORMS)]
-    norms, out = [0.0, *NORMS], []
-    for effect in effects:
-        i = next((i for i, w in enumerate(worth) if w >= effect), None)
-        if i is None:
-            out.append(None)
-            continue
-        share = (effect - worth[i - 1]) / (worth[i] - worth[i - 1])
-        out.append(Planted(base, layer, concept, neuron, norms[i - 1] + share * (norms[i] - norms[i - 1])))
-    return out
-
-
-def concept_direction(base: Experiment, concept: str, rng: np.random.Generator) -> torch.Tensor:
-    """What is missing for three quarters of the answers (H,): their unembedding rows less what the model expects.
-
-    It is the gradient of their mean log-probability with respect to the normalised final state, so a step along it
-    raises these answers, and with them those of the whole concept.
-    """
-    model, engine, total = base.model, base.table.engine, 0.0
-    rows, mine = model.unembedding.float(), base.table.concept(concept)
-    some = sorted(int(p) for p in rng.permutation(mine)[: math.ceil(0.75 * len(mine))])
-    for p, log_p in engine.clean_distribution(some).items():
-        total = total + rows[engine.ids[p, engine.starts[p]]] - log_p.exp() @ rows
-    return torch.as_tensor(total)
 
 
 def calibrate(
@@ -321,61 +209,3 @@ def _reasons(entries: Sequence[Entry]) -> dict[str, int]:
         for text in e["failed"]:
             out[text] = out.get(text, 0) + 1
     return out
-
-
-def table(document: dict[str, Any]) -> str:
-    """The calibration as text."""
-    from tabulate import tabulate
-
-    groups = [
-        ("random neurons", document["random"]),
-        ("random, firing", document["firing"]),
-        ("permuted labels", document["permuted"]),
-    ]
-    groups += [(f"planted, worth {row['effect']:g} nats", row) for row in document["planted"]]
-    body = [
-        [name, g["vectors"], g["tested"], g["validated"], f"{g['rate']:.1%}" if g["vectors"] else "none to find",
-         f"{g['ci95'][0]:.1%} … {g['ci95'][1]:.1%}",
-         g["validated_uncorrected"], "" if g.get("concept_drop") is None else f"{g['concept_drop']:.3f}"]
-        for name, g in groups
-    ]  # fmt: skip
-    headers = ("group", "vectors", "tested", "validated", "rate", "95 % interval", "without correction", "concept drop")
-    return tabulate(body, headers, disable_numparse=True)
-
-
-def figure(document: dict[str, Any], path: Path) -> Path:
-    """Power against strength, and the p-values of false candidates, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
-    rows = [row for row in document["planted"] if row["vectors"]]
-    x, y = [r["effect"] for r in rows], [r["rate"] for r in rows]
-    errors = [[r["rate"] - r["ci95"][0] for r in rows], [r["ci95"][1] - r["rate"] for r in rows]]
-    left.errorbar(x, y, np.maximum(errors, 0), marker="o", capsize=3, label="planted vectors")
-    for name in ("random", "firing", "permuted"):
-        left.axhline(document[name]["rate"], linestyle=":", color="grey")
-    left.axhline(0.95, linestyle="--", color="grey", linewidth=0.8)
-    left.set(
-        xticks=x,
-        xlabel="worth of the planted vector (nats per answer token)",
-        ylabel="validated",
-        ylim=(-0.03, 1.03),
-    )
-    left.set_title(
-        f"Power; dotted: {document['random']['validated']} of {document['random']['vectors']} random neurons"
-    )
-    for name in ("random", "firing", "permuted"):
-        p = np.sort([v for v in document[name]["p_values"] if v is not None])
-        right.step(
-            np.append(p, 1), np.append(np.arange(1, len(p) + 1), len(p)) / max(len(p), 1), where="post", label=name
-        )
-    right.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    right.set(xlabel="p", ylabel="share of the tested at most p", title="p-values where nothing is there")
-    right.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=150)
-    plt.close(fig)
-    return path

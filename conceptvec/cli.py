@@ -180,7 +180,7 @@ def _prompts(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _calibrate(args: argparse.Namespace) -> dict[str, Any]:
-    from conceptvec.calibrate import calibrate, figure, table
+    from conceptvec.calibrate import calibrate
     from conceptvec.models import load_model
     from conceptvec.store import write_atomic
 
@@ -192,9 +192,13 @@ def _calibrate(args: argparse.Namespace) -> dict[str, Any]:
     folder = folder if config.out else folder.with_name(folder.name + "-calibration")
     document = calibrate(model, config, args.vectors, args.planted)
     write_atomic(folder / "calibration.json", json.dumps(document, indent=1, allow_nan=False).encode())
-    path = figure(document, folder / "calibration.png")
+    from conceptvec.figures import calibration
+
+    calibration(document).savefig(path := folder / "calibration.png", dpi=150)
     if not args.json:
-        print(f"{table(document)}\n{path}")
+        from conceptvec.display import calibration_table
+
+        print(f"{calibration_table(document)}\n{path}")
     return document
 
 

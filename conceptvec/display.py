@@ -170,3 +170,21 @@ def found_table(found: dict[str, Any]) -> str:
         f"{found['neurons_examined']:,} neurons of {found['model']}, forms {forms}\n\n{table}\n\nStrength: the words' "
         "mean readout in standard deviations of the neuron's own; standing: that, against its layer's neurons."
     )
+
+
+def calibration_table(document: dict[str, Any]) -> str:
+    """The answer of `calibrate` as text."""
+    groups = [
+        ("random neurons", document["random"]),
+        ("random, firing", document["firing"]),
+        ("permuted labels", document["permuted"]),
+    ]
+    groups += [(f"planted, worth {row['effect']:g} nats", row) for row in document["planted"]]
+    body = [
+        [name, g["vectors"], g["tested"], g["validated"], f"{g['rate']:.1%}" if g["vectors"] else "none to find",
+         f"{g['ci95'][0]:.1%} … {g['ci95'][1]:.1%}",
+         g["validated_uncorrected"], "" if g.get("concept_drop") is None else f"{g['concept_drop']:.3f}"]
+        for name, g in groups
+    ]  # fmt: skip
+    headers = ("group", "vectors", "tested", "validated", "rate", "95 % interval", "without correction", "concept drop")
+    return _tabulate(body, headers)

@@ -1,83 +1,45 @@
 """Figures, each a pure function of the results that returns a matplotlib Figure.
 
-Colours are those of Okabe & Ito (2008), which colour-blind readers tell apart; where two classes meet, shape or place
-differs too. What was not measured is not drawn: `measured` names the figures that a results document can fill.
-Tokens come in every script: `drawable` writes what no font of this system can draw in a readable way.
+Where two classes meet, shape or place differs as well as colour. What was not measured is not drawn: `measured` names
+the figures that a results document can fill.
 """
 
 from __future__ import annotations
 
-import io
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from conceptvec.display import number, printable
-from conceptvec.verdict import EFFECT_FLOOR, SPECIFICITY
+from conceptvec.display import number
+from conceptvec.style import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    PALE,
+    RED,
+    STYLE,
+    WIDTH,
+    Plot,
+    drawable,
+    font_of,
+    frame,
+)  # fmt: skip
+from conceptvec.verdict import EFFECT_FLOOR, MAX_Q, SPECIFICITY
 
-INK, MUTED, PALE = "#333333", "#666666", "#bbbbbb"
-BLUE, GREEN, ORANGE, RED = "#0072b2", "#009e73", "#e69f00", "#d55e00"
 MARKERS = {
     "validated": ("o", GREEN), "not_specific": ("s", ORANGE), "no_effect": ("v", "#56b4e9"),
     "inactive": ("x", "#8a8a8a"), "inconclusive": ("+", "#cc79a7"),
 }  # fmt: skip
-STYLE = {
-    "font.size": 10, "text.color": INK, "text.parse_math": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11.5, "axes.titleweight": "bold",
-    "xtick.color": INK, "ytick.color": INK, "legend.frameon": False, "legend.fontsize": 8.5, "figure.dpi": 110,
-}  # fmt: skip
-WIDTH = 7.5  # inches: the width of a notebook cell
-# Fonts for scripts that DejaVu Sans, matplotlib's own, lacks; only those that a figure needs are loaded.
-FALLBACK_FONTS = (
-    "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Microsoft YaHei",
-    "Malgun Gothic", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Arial Unicode MS", "Noto Sans Devanagari",
-    "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Telugu", "Noto Sans Thai", "Noto Sans Hebrew",
-    "Noto Sans Arabic", "Nirmala UI", "Leelawadee UI", "Unifont",
-)  # fmt: skip
-
-
-class Plot(Figure):
-    """A Figure that shows itself in a notebook without pyplot."""
-
-    def _repr_png_(self) -> bytes:
-        out = io.BytesIO()
-        self.savefig(out, format="png", dpi=110)
-        return out.getvalue()
-
-
-@lru_cache(maxsize=4096)
-def _font_of(char: str) -> str | None:
-    """The first font, of matplotlib's own and the installed fallbacks, that has the character."""
-    return next((name for name in ("DejaVu Sans", *FALLBACK_FONTS) if ord(char) in _characters(name)), None)
-
-
-@lru_cache(maxsize=32)
-def _characters(font: str) -> frozenset[int]:
-    path = next((f.fname for f in font_manager.fontManager.ttflist if f.name == font), None)
-    return frozenset(FT2Font(path).get_charmap()) if path else frozenset()
-
-
-def drawable(text: str, width: int = 26) -> str:
-    """Text as a figure can show it: no control characters, cut to `width`, readable names where no font exists."""
-    text = printable(text).strip()
-    missing = [ch for ch in text if not ch.isspace() and _font_of(ch) is None]
-    if missing:
-        names = [unicodedata.name(ch, "unnamed") for ch in missing]
-        known = [n.lower() for ch, n in zip(missing, names, strict=True) if unicodedata.category(ch) == "So"]
-        code = f"{names[0].split()[0][:5]} U+{ord(missing[0]):04X}" + ("…" if len(missing) > 1 else "")
-        text = f"[{known[0] if known else code}]"
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -89,35 +51,18 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         for e in results["validation_results"] if args or draw.__name__ == "vector_card" else ():
             words += [t for t, _ in [*e["top_tokens"], *e.get("opposite_tokens", ())]]
             words += [text for text, _ in e["activation"]["contexts"]]
-        needed = dict.fromkeys(_font_of(ch) or "DejaVu Sans" for ch in sorted(set("".join(words))))
+        needed = dict.fromkeys(font_of(ch) or "DejaVu Sans" for ch in sorted(set("".join(words))))
         family = ["DejaVu Sans", *(name for name in needed if name != "DejaVu Sans")]
         style: Any = {**STYLE, "font.family": family}
         with matplotlib.rc_context(style):
             if draw.__name__ not in measured(results):
-                figure, (axes,) = _figure(results, draw.__name__.replace("_", " ").capitalize(), 1.4)
+                figure, (axes,) = frame(results, draw.__name__.replace("_", " ").capitalize(), 1.4)
                 axes.set_axis_off()
                 axes.text(0, 0.5, NOTHING[draw.__name__], transform=axes.transAxes, va="center")
                 return figure
             return draw(results, *args)
 
     return styled
-
-
-def _figure(
-    results: Mapping[str, Any], title: str, height: float, columns: int = 1, note: str = ""
-) -> tuple[Figure, list[Axes]]:
-    """An empty figure whose second line says which model and device the numbers come from, and how to read it."""
-    figure = Plot(figsize=(WIDTH, height), layout="constrained")
-    panels = figure.subplots(1, columns, squeeze=False, sharey=columns > 1)[0].tolist()
-    model = results["model"]
-    panels[0].set_title(f"{title}\n", loc="left")
-    name = printable(model["id"])
-    name = name if len(name) <= 40 else f"…{name[-39:]}"  # a folder's path can be longer than the figure is wide
-    source = f"{name}, {model['dtype']} on {model['device']}"
-    line = panels[0].annotate(" · ".join(filter(None, (source, note))), (0, 1), (0, 4), xycoords="axes fraction",
-                              textcoords="offset points", fontsize=8.5, color=MUTED)  # fmt: skip
-    line.set_in_layout(False)  # the title's second line holds its place
-    return figure, panels
 
 
 def _concept_axis(axes: Axes, names: Iterable[str]) -> None:
@@ -138,7 +83,7 @@ def funnel(results: Mapping[str, Any]) -> Figure:
     found = [(text, stats[key]) for key, text in steps.items() if stats[key] is not None]
     nulls = results["null_calibration"]
     note = "null neurons that pass the tests of the primary damage: {false_validations} of {tested}"
-    figure, (axes,) = _figure(
+    figure, (axes,) = frame(
         results, "From neurons to validated concept vectors", 0.42 * len(found) + 1.5,
         note=note.format(**nulls) if nulls.get("tested") else "",
     )  # fmt: skip
@@ -159,7 +104,7 @@ def funnel(results: Mapping[str, Any]) -> Figure:
 def score_distribution(results: Mapping[str, Any]) -> Figure:
     """Stage 2 scores of all poles, with the threshold and the curve of the null directions."""
     poles, null = (np.array(results["score_histogram"][k], float) for k in ("poles", "null"))
-    figure, (axes,) = _figure(results, "Stage 2 scores against null directions", 3.9)
+    figure, (axes,) = frame(results, "Stage 2 scores against null directions", 3.9)
     edges = np.linspace(0, 1, len(poles) + 1)
     threshold = results["configuration"]["score_threshold"]
     share = results["scoring_nulls"].get("share")
@@ -184,7 +129,7 @@ def score_distribution(results: Mapping[str, Any]) -> Figure:
 def concept_distribution(results: Mapping[str, Any]) -> Figure:
     """Candidates and validated vectors per concept."""
     found, valid = results["candidate_distribution"], results["concept_distribution"]
-    figure, (axes,) = _figure(results, "Vectors per concept", max(2.6, 0.3 * len(found) + 1.5))
+    figure, (axes,) = frame(results, "Vectors per concept", max(2.6, 0.3 * len(found) + 1.5))
     y = np.arange(len(found))
     axes.barh(y, list(found.values()), height=0.72, color=PALE, label=f"candidates, n = {sum(found.values())}")
     if valid:
@@ -219,7 +164,7 @@ def layer_by_concept(results: Mapping[str, Any]) -> Figure:
     ]
     cell = "number in a cell: validated" if wide else "in a cell: validated/tested"
     note = f"{valid.sum()} validated of {tested.sum()} tested; {cell}"
-    figure, (axes,) = _figure(results, "Layer by concept", max(3.4, 0.3 * len(names) + 1.5), note=note)
+    figure, (axes,) = frame(results, "Layer by concept", max(3.4, 0.3 * len(names) + 1.5), note=note)
     seaborn.heatmap(
         tested, ax=axes, cmap=seaborn.light_palette(BLUE, as_cmap=True), mask=tested == 0, annot=np.array(text), fmt="",
         annot_kws={"fontsize": 8.5}, vmin=0, vmax=max(tested.max(), 2), xticklabels=layers, linewidths=1,
@@ -237,7 +182,7 @@ def layer_by_concept(results: Mapping[str, Any]) -> Figure:
 def drops(results: Mapping[str, Any]) -> Figure:
     """Concept drop against unrelated drop of every tested pole, verdict by marker; null neurons as a cloud."""
     note = "bars: 95 % interval of concept − unrelated drop"
-    figure, (axes,) = _figure(results, "What the model loses when a vector is damaged", 5.2, note=note)
+    figure, (axes,) = frame(results, "What the model loses when a vector is damaged", 5.2, note=note)
     points = results["null_calibration"].get("points", [])
     axes.scatter([p[4] for p in points], [p[3] for p in points], s=8, color=PALE, lw=0,
                  label=f"null neurons (n = {len(points)})")  # fmt: skip
@@ -278,7 +223,7 @@ def drops(results: Mapping[str, Any]) -> Figure:
 def dose_response(results: Mapping[str, Any]) -> Figure:
     """Drops of the validated vectors under noise of growing norm: each vector thin, their mean bold."""
     curves = [e["dose_response"] for e in results["validation_results"] if e.get("dose_response")]
-    figure, panels = _figure(results, "Dose-response of the validated vectors", 3.7, columns=2)
+    figure, panels = frame(results, "Dose-response of the validated vectors", 3.7, columns=2)
     panels_of = (("concept_drop", "concept prompts", GREEN), ("unrelated_drop", "unrelated prompts", RED))
     for axes, (key, text, color) in zip(panels, panels_of, strict=True):
         ratios = [p["ratio"] for p in curves[0]]
@@ -385,3 +330,40 @@ def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
         paths.append(folder / f"{name}.png")
         FIGURES[name](results).savefig(paths[-1], dpi=150)
     return paths
+
+
+def calibration(document: Mapping[str, Any]) -> Figure:
+    """What `calibrate` found: power against the worth of planted vectors, and p-values where nothing is there."""
+    false = {name: document[name] for name in ("random", "firing", "permuted")}
+    looks = dict(zip(false, ((BLUE, "-"), (ORANGE, "--"), (RED, "-.")), strict=True))
+    style: Any = {**STYLE, "font.family": ["DejaVu Sans"]}
+    with matplotlib.rc_context(style):
+        figure, (left, right) = frame(document, "Stage 3 tested on itself", 3.9, columns=2)
+        rows = [row for row in document["planted"] if row["vectors"]]
+        rates = np.array([[r["rate"], *r["ci95"]] for r in rows]).reshape(-1, 3).T
+        errors = np.maximum([rates[0] - rates[1], rates[2] - rates[0]], 0)
+        left.errorbar([r["effect"] for r in rows], rates[0], errors, marker="o", capsize=3, color=GREEN)
+        for row, rate in zip(rows, rates[0], strict=True):
+            text = f"{row['validated']} of {row['vectors']}"
+            left.annotate(
+                text,
+                (row["effect"], rate),
+                (6, 6 if rate < 0.1 else -11),
+                textcoords="offset points",
+                fontsize=8.5,
+                color=MUTED,
+            )
+        left.axhline(MAX_Q, color=INK, ls=":", lw=0.8)
+        left.set(
+            xlabel="worth of a planted vector (nats)", ylabel="planted vectors validated (share)", ylim=(-0.05, 1.05)
+        )
+        left.margins(x=0.15)
+        for name, group in false.items():
+            p = np.sort([v for v in group["p_values"] if v is not None])
+            share = np.append(np.arange(1, len(p) + 1), len(p)) / max(len(p), 1)
+            label = f"{name}: {group['validated']} of {group['vectors']} validated"
+            right.step(np.append(p, 1), share, where="post", color=looks[name][0], ls=looks[name][1], label=label)
+        right.plot([0, 1], [0, 1], color=PALE, lw=0.8)
+        right.set(xlabel="p (share of the tested false candidates at most p)", xlim=(0, 1))
+        right.legend(loc="upper left")
+        return figure

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from conceptvec import figures
+from conceptvec import figures, style
 from conceptvec.results import Results, check
 from tests.documents import HOSTILE, TOKENS, document, entry
 
@@ -71,13 +71,13 @@ def test_nothing_validated_or_tested_is_said_not_drawn(tmp_path: Path) -> None:
 
 
 def test_tokens_without_a_font_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "_font_of", lambda ch: "DejaVu Sans" if ord(ch) < 0x250 else None)
-    assert figures.drawable(" dog") == "dog"
-    assert figures.drawable(" 狗") == "[CJK U+72D7]"
-    assert figures.drawable(" कुत्ता", 16) == "[DEVAN U+0915…]"
-    assert figures.drawable(" 🐶") == "[dog face]"
-    assert figures.drawable("\x1b[31m").isprintable()
-    assert len(figures.drawable(HOSTILE)) <= 26
+    monkeypatch.setattr(style, "font_of", lambda ch: "DejaVu Sans" if ord(ch) < 0x250 else None)
+    assert style.drawable(" dog") == "dog"
+    assert style.drawable(" 狗") == "[CJK U+72D7]"
+    assert style.drawable(" कुत्ता", 16) == "[DEVAN U+0915…]"
+    assert style.drawable(" 🐶") == "[dog face]"
+    assert style.drawable("\x1b[31m").isprintable()
+    assert len(style.drawable(HOSTILE)) <= 26
 
 
 def test_a_figure_shows_itself_in_a_cell() -> None:

@@ -60,8 +60,8 @@ def test_demo_damage_is_what_an_edit_of_the_weights_does(demo_run: Path) -> None
     best = results.validated[0]
     config = cv.Config(device="cpu")
     model = load_model(config)
+    from conceptvec.concepts import load_concepts
     from conceptvec.engine import split_answer
-    from conceptvec.scoring import load_concepts
 
     prompts = [split_answer(model, p) for p in load_concepts(None).prompts()[best["concept"]]]
     assert best["n_concept_prompts"] == len(prompts)

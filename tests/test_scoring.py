@@ -215,6 +215,6 @@ def test_words_in_place_are_scored_and_calibrated_like_the_rest(demo: Any) -> No
 
 
 def test_the_bench_runs() -> None:
-    found = bench_scoring(layers=1, vocabulary=40_000, hidden=16)
+    found = bench_scoring(layers=1, vocabulary=40_000, hidden=160)  # wider than the sketch
     assert found["lists"] == 2 * 6912
     assert found["reached"] <= 0.01
