@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from conceptvec.bench_scoring import bench_scoring
-from conceptvec.bench_validation import bench_validation
+from conceptvec.bench_validation import bench_validation, now
 from conceptvec.errors import RequestError
 from conceptvec.models import choose_device, choose_dtype
 from conceptvec.pipeline import peak_memory
@@ -156,12 +155,9 @@ def _products(rows: torch.Tensor, directions: torch.Tensor, columns: set[int]) -
 
 def _clock(work: Callable[[], Any], device: torch.device) -> float:
     """Seconds that `work` takes, the device's queue included."""
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
-    wait()
-    start = time.perf_counter()
+    start = now(device)
     work()
-    wait()
-    return time.perf_counter() - start
+    return now(device) - start
 
 
 def _memory(device: torch.device) -> int:

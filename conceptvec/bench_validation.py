@@ -130,11 +130,11 @@ def bench_validation(
 
     def ours(hopeless: bool) -> tuple[float, np.ndarray]:
         """Seconds per vector, clean passes included, and the drops of the first one (kinds, P)."""
-        start, mine, drops = _now(model), experiment(), []
+        start, mine, drops = now(model.device), experiment(), []
         for layer, neurons in chosen:
             entries = [{"neuron": j, "concept": "concept", "firing_share": float(not hopeless)} for j in neurons]
             drops.append(mine.candidate_unit(layer, tuple(neurons), entries, stop=hopeless)["drop"][0])
-        return (_now(model) - start) / vectors, drops[0]
+        return (now(model.device) - start) / vectors, drops[0]
 
     warm = experiment()
     layer, neuron = chosen[0][0], chosen[0][1][0]
@@ -142,9 +142,9 @@ def bench_validation(
     naive(model, made, layer, [], batch_size)
     full, found = ours(hopeless=False)
     look, _ = ours(hopeless=True)
-    start = _now(model)
+    start = now(model.device)
     slow = naive(model, made, layer, damaged, batch_size)
-    seconds = _now(model) - start
+    seconds = now(model.device) - start
     clean = naive(model, made, layer, [Damage(neuron, 1.0, 0.0, torch.zeros_like(damaged[0].direction))], batch_size)
     expected = np.stack([(clean - slow[:draws]).mean(0), *(clean - slow[draws:])])
     difference = float(np.abs(found - expected).max())
@@ -162,9 +162,7 @@ def bench_validation(
     }  # fmt: skip
 
 
-def _now(model: Model) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-    if model.device.type == "mps":
-        torch.mps.synchronize()
+def now(device: torch.device) -> float:
+    """Seconds of the clock, once the device's queue is empty."""
+    {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)()
     return time.perf_counter()

@@ -220,9 +220,9 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
 
     found = bench(_config(args).device, args.vectors, args.parts.split(","))
     if not args.json:
-        from tabulate import tabulate
+        from conceptvec.display import bench_table
 
-        print(tabulate([(f"{part}.{k}", v) for part, d in found.items() for k, v in d.items()], disable_numparse=True))
+        print(bench_table(found))
     return found
 
 

@@ -100,6 +100,19 @@ def checks_table(found: dict[str, Any]) -> str:
     return f"{table}\n\n{found['device']} in {found['dtype']} ({found['why']}) {said}"
 
 
+def bench_table(found: dict[str, Any]) -> str:
+    """The answer of `bench` as text: a value per line under its dotted name."""
+    body: list[list[Any]] = []
+    stack = list(found.items())[::-1]
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, dict):
+            stack += [(f"{name}.{k}", v) for k, v in value.items()][::-1]
+        else:
+            body.append([name, f"{value:.4g}" if isinstance(value, float) else value])
+    return _tabulate(body, ())
+
+
 def html(rows: list[list[Any]], headers: tuple[str, ...] | list[str]) -> str:
     """A plain, escaped HTML table."""
     table = _tabulate(rows, headers, "html")

@@ -348,7 +348,7 @@ def calibration(document: Mapping[str, Any]) -> Figure:
             left.annotate(
                 text,
                 (row["effect"], rate),
-                (6, 6 if rate < 0.1 else -11),
+                (6, 16 if rate < 0.1 else -11),
                 textcoords="offset points",
                 fontsize=8.5,
                 color=MUTED,

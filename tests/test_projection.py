@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import shutil
 import subprocess
@@ -14,7 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conceptvec import compiled, projection
+from conceptvec import bench, compiled, projection
+from conceptvec.cli import main
+from conceptvec.display import bench_table
 from conceptvec.errors import RunError
 from conceptvec.memory import Batch
 from conceptvec.projection import Projector
@@ -255,3 +258,19 @@ def test_processes_build_at_once(tmp_path, monkeypatch) -> None:
     started = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
     assert [process.wait() for process in started] == [0, 0, 0]
     assert [path.suffix for path in (tmp_path / "conceptvec").iterdir()] == [".so"]
+
+
+def test_the_bench_compares_every_variant_there_is(monkeypatch, capsys) -> None:
+    for name, value in (("VOCABULARY", 3000), ("HIDDEN", 32), ("REPEATS", 2)):
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(projection, "LARGE", 0)
+    assert main(["bench", "--device", "cpu", "--parts", "projection", "--vectors", "7", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["projection"]
+    variants = [found, *(found[name] for name in ("float32", "plain") if name in found)]
+    assert ("plain" in found) == found["compiled"] == (compiled.library() is not None)
+    assert ("float32" in found) == (found["precision"] == "bfloat16")
+    for v in variants:
+        assert v["ratio_to_gemm"] == v["seconds_ours"] / v["seconds_gemm"] > 0
+        assert v["full_scale_seconds"] == pytest.approx(v["seconds_ours"] / 7 * 26 * 6912)
+        assert v["speedup_over_naive"] == pytest.approx(found["seconds_naive"] * 14 / v["seconds_ours"])
+    assert bench_table({"projection": found}).count("ratio_to_gemm") == len(variants)
