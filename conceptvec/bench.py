@@ -16,8 +16,8 @@ import torch
 from conceptvec.bench_scoring import bench_scoring
 from conceptvec.bench_validation import bench_validation, now
 from conceptvec.errors import RequestError
+from conceptvec.memory import peak_memory
 from conceptvec.models import choose_device, choose_dtype
-from conceptvec.pipeline import peak_memory
 from conceptvec.projection import Projector
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ def bench_scoring(layers: int = LAYERS, vocabulary: int = VOCABULARY, hidden: in
         (what counts on a busy machine), the share of the random lists that reach the threshold, and the largest
         resident size of this process in bytes.
     """
-    from conceptvec.pipeline import peak_memory
+    from conceptvec.memory import peak_memory
 
     rng = np.random.default_rng(0)
     concepts = load_concepts(None, with_prompts=False)

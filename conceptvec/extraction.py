@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ class Candidates:
     tokens: list[str]  # the vocabulary's texts
     masked: np.ndarray  # bool (V,)
     agreement: dict[str, Any] = field(default_factory=dict)  # of a sample of rows with the CPU
+    seconds: float = 0.0
 
     @property
     def total(self) -> int:
@@ -141,7 +143,7 @@ def extract(model: Model, config: Config, parts: Parts | None = None) -> Candida
     Raises:
         RunError: a sample of the rows does not agree with the CPU.
     """
-    parts = parts or Parts()
+    start, parts = time.perf_counter(), parts or Parts()
     layers = parse_layers(config.layers, model.n_layers)
     projector, texts, masked = make_projector(model, config.top_k)
     tasks = [
@@ -161,4 +163,5 @@ def extract(model: Model, config: Config, parts: Parts | None = None) -> Candida
     from conceptvec.selfcheck import projection_agreement
 
     candidates.agreement = {"projection": projection_agreement(model, candidates, config)}
+    candidates.seconds = round(time.perf_counter() - start, 3)
     return candidates

@@ -7,6 +7,7 @@ always measured whole, and its values are kept to six significant digits).
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -113,3 +114,15 @@ def available_memory() -> int:
         except (OSError, ValueError):  # no such limit here
             continue
     return free
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

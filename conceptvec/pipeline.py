@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
 from conceptvec.preflight import preflight
-from conceptvec.results import Results, load_results
+from conceptvec.results import Results
 from conceptvec.store import RunFolder
 
 if TYPE_CHECKING:
@@ -38,36 +37,25 @@ def run(config: Config) -> Results:
         logger.warning(note)
     if plan["problems"]:
         raise RequestError("; ".join(plan["problems"]))
-    import torch
-
     from conceptvec.extraction import extract
     from conceptvec.models import load_model
     from conceptvec.scoring import score
     from conceptvec.validation import validate
     from conceptvec.weights import load_weights
 
-    watch = Watch()
+    start = time.perf_counter()
     streamed = config.stages == (1,)  # the projection needs no forward pass
     model = load_weights(config) if streamed else load_model(config)
     parts = open_run(model, config)
-    watch.lap("load")
+    load = round(time.perf_counter() - start, 3)
     candidates = extract(model, config, parts)
-    watch.lap("extraction")
     scored = score(candidates, model, config) if 2 in config.stages else None
-    watch.lap("scoring")
     if scored is not None and 3 in config.stages:
         results = validate(scored, model, config, parts)
-        watch.lap("validation")
     else:
         results = Results.partial(model, config, candidates, scored)
     parts.finish()
-    results.document["timings"] = watch.laps
-    repeated, full = (sum(int(p.fallbacks[i]) for p in candidates.layers) for i in (0, 1))
-    results.document["resources"] = {
-        "peak_memory_bytes": peak_memory(), "readouts_repeated": repeated, "readouts_ranked_in_full": full,
-    }  # fmt: skip
-    if model.device.type == "cuda":
-        results.document["resources"]["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    results.document["timings"] = {"load": load} | results["timings"]
     save_run(results, model, config, parts)
     return results
 
@@ -140,32 +128,3 @@ def processes() -> Any:
     from accelerate import PartialState
 
     return PartialState(cpu=True, timeout=PATIENCE)
-
-
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-class Watch:
-    """Seconds per stage."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under a name."""
-        now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 3)
-        self._last = now
-
-
-__all__ = ["load_results", "results_path", "run"]

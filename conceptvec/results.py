@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from conceptvec.concepts import data
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
+from conceptvec.memory import peak_memory
 from conceptvec.store import plain, write_atomic
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class Results(Mapping[str, Any]):
                 "validation_flops": None,
                 "parameters_examined": candidates.total * model.hidden_size,
             },
-            "timings": {}, "resources": {}, "agreement": dict(candidates.agreement),
+            "timings": {"extraction": candidates.seconds} | ({"scoring": scored.seconds} if scored else {}),
+            "resources": _resources(candidates, str(model.device)), "agreement": dict(candidates.agreement),
             "concept_distribution": {},
             "candidate_distribution": _count(scored.entries, names) if scored else {},
             "labels": scored.labels if scored else {},
@@ -138,6 +140,17 @@ class Results(Mapping[str, Any]):
         from conceptvec.display import results_html
 
         return results_html(self.document)
+
+
+def _resources(candidates: Candidates, device: str) -> dict[str, int]:
+    """Peak memory of the process and the device, and how many readouts the fast projection did not settle."""
+    import torch
+
+    repeated, full = (sum(int(p.fallbacks[i]) for p in candidates.layers) for i in (0, 1))
+    out = {"peak_memory_bytes": peak_memory(), "readouts_repeated": repeated, "readouts_ranked_in_full": full}
+    if device.startswith("cuda"):
+        out["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    return out
 
 
 def _count(entries: list[dict[str, Any]], names: list[str]) -> dict[str, int]:

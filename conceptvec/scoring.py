@@ -7,6 +7,7 @@ dominated by its concept columns, and the share is high.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ class Scored:
     histogram: dict[str, list[int]]
     candidates: Candidates
     concepts: ConceptSet = field(repr=False)
+    seconds: float = 0.0
 
     def __repr__(self) -> str:
         return f"Scored({len(self.entries)} concept candidates; {self.labels})"
@@ -73,7 +75,7 @@ def score(candidates: Candidates, model: Model, config: Config) -> Scored:
     Returns:
         the candidates, the other answers counted, the null calibration.
     """
-    concepts = load_concepts(config.concepts)
+    start, concepts = time.perf_counter(), load_concepts(config.concepts)
     masked = candidates.masked
     scorer = Scorer(candidates.tokens, masked, model.unembedding, concepts, config.score_threshold)
     projector = Projector(model.unembedding, torch.as_tensor(masked), config.top_k)
@@ -111,7 +113,7 @@ def score(candidates: Candidates, model: Model, config: Config) -> Scored:
     return Scored(
         entries, dict(sorted(labels.items())), filtered, group(others, scorer.embedding, candidates.tokens),
         {"lists": total, "reached_threshold": reached, "share": reached / max(total, 1), "layers": per_layer},
-        {k: v.tolist() for k, v in histogram.items()}, candidates, concepts,
+        {k: v.tolist() for k, v in histogram.items()}, candidates, concepts, round(time.perf_counter() - start, 3),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
     """
     from conceptvec.selfcheck import damage_agreement
 
-    parts = parts or Parts()
+    start, parts = time.perf_counter(), parts or Parts()
     checked = damage_agreement(model, config, [p.layer for p in scored.candidates.layers])
     prompts, activations = scored.concepts.prompts(), scored.candidates.activations
     entries = [dict(e) for e in scored.entries if e["concept"] in prompts]
@@ -73,6 +74,7 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
     )
     results.document["agreement"]["damage"] = checked
     results.document["concept_sets"] = sets
+    results.document["timings"]["validation"] = round(time.perf_counter() - start, 3)
     return results
 
 

@@ -85,3 +85,8 @@ def test_package_and_help_load_no_torch() -> None:
 def test_demo_is_small() -> None:
     folder = ROOT / "conceptvec" / "data" / "demo"
     assert sum(f.stat().st_size for f in folder.iterdir()) <= 5_000_000
+
+
+def test_every_public_name_is_loaded_on_first_use() -> None:
+    assert set(conceptvec.__all__) == set(conceptvec._HOME) < set(dir(conceptvec))
+    assert all(callable(getattr(conceptvec, name)) for name in conceptvec.__all__)

@@ -163,6 +163,8 @@ def test_stages_by_hand_are_the_run(tiny_folder: Path, tmp_path: Path) -> None:
                        nulls=20, out=str(tmp_path / "run"))  # fmt: skip
     model = cv.load_model(config)
     by_hand = cv.validate(cv.score(cv.extract(model, config), model, config), model, config)
+    assert [k for k, v in by_hand["timings"].items() if v > 0] == ["extraction", "scoring", "validation"]
+    assert by_hand["resources"]["peak_memory_bytes"] > 10**8
     whole = cv.run(config)
     for key in ("validation_results", "null_calibration", "pipeline_stats", "labels"):
         assert by_hand[key] == whole[key]
