@@ -128,7 +128,7 @@ def _speaks_of(model: Model, table: PromptTable, layer: int, neuron: int, concep
     """Whether the neuron's readout has the concept's answers, as a group, among its 5 % most extreme tokens."""
     ids, starts = table.engine.ids, table.engine.starts
     answers = sorted({int(ids[p, starts[p]]) for p in table.groups[concept]})
-    readout = model.unembedding.float() @ (model.value_vectors(layer)[neuron].float() * model.fold_scale(layer, "both"))
+    readout = model.unembedding.float() @ model.readout_directions(layer, "both", neuron)
     share = float((readout < readout[answers].mean()).float().mean())
     return not 0.05 <= share <= 0.95
 

@@ -99,14 +99,13 @@ def sample_neurons(layer: int, intermediate_size: int, max_vectors: int | None, 
 def project_layer(model: Model, projector: Projector, layer: int, config: Config) -> Projections:
     """Project the chosen value vectors of one layer."""
     neurons = sample_neurons(layer, model.intermediate_size, config.max_vectors, config.seed)
-    vectors = model.value_vectors(layer)
-    raw = vectors[torch.as_tensor(neurons, dtype=torch.long, device=vectors.device)].float()
+    some = torch.as_tensor(neurons, dtype=torch.long, device=model.device)
     before = projector.fallbacks.copy()
-    found = projector(raw * model.fold_scale(layer, config.fold), config.batch_size)
+    found = projector(model.readout_directions(layer, config.fold, some), config.batch_size)
     arrays = {k: v.numpy() for k, v in found._asdict().items()}
     arrays |= {k: arrays[k].astype(np.int32) for k in ("top_ids", "bottom_ids")}
     return Projections(
-        layer, neurons, norms=torch.linalg.vector_norm(raw, dim=1).cpu().numpy(),
+        layer, neurons, norms=torch.linalg.vector_norm(model.value_vectors(layer)[some].float(), dim=1).cpu().numpy(),
         fallbacks=projector.fallbacks - before, **arrays,
     )  # fmt: skip
 
@@ -118,8 +117,7 @@ def null_directions(model: Model, layer: int, fold: str, n: int, seed: int) -> t
     """
     rng = torch.Generator().manual_seed(seed * 100_003 + layer * 17 + 3)
     mix = torch.randn(n, model.intermediate_size, generator=rng) / math.sqrt(model.intermediate_size)
-    vectors = model.value_vectors(layer).float() * model.fold_scale(layer, fold)
-    return mix.to(vectors.device) @ vectors
+    return mix.to(model.device) @ model.readout_directions(layer, fold)
 
 
 def make_projector(model: Model, top_k: int) -> tuple[Projector, list[str], torch.Tensor]:

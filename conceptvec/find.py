@@ -114,7 +114,7 @@ def _from_weights(model: Model, projector: Projector, config: Config, targets: t
     rows = model.unembedding[targets.to(model.device)].float() - projector.mean
     covariance = projector.covariance()
     for layer in tqdm(parse_layers(config.layers, model.n_layers), desc="find", unit="layer"):
-        d = model.value_vectors(layer).float() * model.fold_scale(layer, config.fold)
+        d = model.readout_directions(layer, config.fold)
         deviation = ((d @ covariance) * d).sum(1, keepdim=True).clamp(min=1e-30).sqrt()
         y = ((d @ rows.T.contiguous()) / deviation).cpu().numpy()
         yield layer, np.arange(len(y)), {"+": y, "-": -y}
@@ -155,7 +155,7 @@ def _describe(
     if not found:
         return
     sign = torch.tensor([1.0 if f["pole"] == "+" else -1.0 for f in found], device=model.device)
-    rows = [model.value_vectors(f["layer"])[f["neuron"]].float() * model.fold_scale(f["layer"], fold) for f in found]
+    rows = [model.readout_directions(f["layer"], fold, f["neuron"]) for f in found]
     d = torch.stack(rows) * sign[:, None]
     top = projector(d)
     z = torch.cat([(part @ d.T.contiguous()).cpu() for _, part in projector.chunks(torch.float32)])  # (shown, n)

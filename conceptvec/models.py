@@ -76,6 +76,20 @@ class Model:
             scale = scale * (self.family.norm_offset + weight.float())
         return scale
 
+    def readout_directions(self, layer: int, fold: str, neurons: Any = slice(None)) -> torch.Tensor:
+        """The value vectors of a layer, or of some of its neurons, folded: float32 (n, hidden_size).
+
+        Raises:
+            RunError: the weights hold NaN or infinity.
+        """
+        directions = self.value_vectors(layer)[neurons].float() * self.fold_scale(layer, fold)
+        if not torch.isfinite(directions).all():
+            raise RunError(
+                f"NaN or infinity in down_proj or a norm of layer {layer}: the weights of {self.name} are broken; "
+                "fetch its files again, or run the other layers with --layers"
+            )
+        return directions
+
     def norm_weight(self, name: str) -> torch.Tensor:
         """The weight of a norm of the decoder, such as ``norm`` or ``layers.0.post_feedforward_layernorm``."""
         return self.decoder.get_submodule(name).weight.detach()

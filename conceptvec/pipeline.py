@@ -105,9 +105,9 @@ def export_vectors(model: Model, config: Config, results: Results, path: Path) -
     vectors = torch.zeros(len(results.validated), model.hidden_size)
     directions = torch.zeros_like(vectors)
     for i, e in enumerate(results.validated):
-        vector = model.value_vectors(e["layer"])[e["neuron"]].float() * (1 if e["pole"] == "+" else -1)
-        vectors[i] = vector.cpu()
-        directions[i] = (vector * model.fold_scale(e["layer"], config.fold)).cpu()
+        sign = 1 if e["pole"] == "+" else -1
+        vectors[i] = sign * model.value_vectors(e["layer"])[e["neuron"]].float()
+        directions[i] = sign * model.readout_directions(e["layer"], config.fold, e["neuron"])
     metadata = {
         "ids": json.dumps([e["id"] for e in results.validated]),
         "concepts": json.dumps([e["concept"] for e in results.validated]),

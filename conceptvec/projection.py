@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from conceptvec.compiled import CompiledScan, compiled_dots, usable
+from conceptvec.errors import RunError
 from conceptvec.memory import Batch
 from conceptvec.scan import BLOCK, Scan, Workspace, dots
 
@@ -78,6 +79,9 @@ class Projector:
         columns: tokens per chunk.
         compiled: take the compiled kernels; by default where they are, and not for a small unembedding.
 
+    Raises:
+        RunError: the unembedding holds NaN or infinity.
+
     Attributes:
         fallbacks: so far, rows repeated in float32 with more survivors, rows ranked from a full float64 readout.
     """
@@ -106,7 +110,10 @@ class Projector:
             self.copy = torch.empty(len(self.shown), unembedding.shape[1], dtype=torch.bfloat16, device=self.device)
         for start, rows in self.chunks(torch.float32):
             total += rows.sum(0).cpu().double()
-            self.largest = max(self.largest, float(torch.linalg.vector_norm(rows, dim=1).max()))
+            largest = float(torch.linalg.vector_norm(rows, dim=1).max())
+            if not math.isfinite(largest):
+                raise RunError("NaN or infinity in the unembedding: the model's weights are broken; fetch them again")
+            self.largest = max(self.largest, largest)
             if lower:
                 quantised = rows.bfloat16()
                 if self.copy is not None:

@@ -64,7 +64,7 @@ class Scan:
     def _select(self, z: torch.Tensor, start: int) -> None:
         n, keep = z.shape[1], self.ids.shape[2]
         whole = len(z) // BLOCK * BLOCK
-        tiles = z[:whole].view(-1, BLOCK, n)
+        tiles = z[:whole].view(whole // BLOCK, BLOCK, n)
         extremes = torch.stack([tiles.amax(1), tiles.amin(1).neg_()])  # (2, C / BLOCK, n)
         level, passes = self.values[:, :, -1], torch.gt
         if start == 0 and extremes.shape[1] >= keep:  # at least `keep` tokens are as large as the keep-th block

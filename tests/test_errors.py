@@ -234,6 +234,22 @@ def test_bad_models(name: str, stages: str, model_folder: Path, capsys, tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == before  # no run folder, and no pickle was opened
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("tensor", "said"), [("mlp.down_proj", "layer 1"), ("embed_tokens", "unembedding")])
+@pytest.mark.parametrize("command", [["run", "--stages", "1"], ["run", "--stages", "1,2"], ["find", "dog"]])
+def test_weights_that_are_no_numbers(command, tensor, said, number, model_folder: Path, capsys, tmp_path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors[next(k for k in tensors if tensor in k and ".0." not in k)][20, 5] = number
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    out = ["--out", str(tmp_path / "run")] if command[0] == "run" else []
+    assert main([*command, "--device", "cpu", "--model", str(folder), *out]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("conceptvec: NaN or infinity in") and said in message
+
+
 def test_a_sound_copy_and_shards_are_loaded(model_folder: Path, tmp_path) -> None:
     from conceptvec import Config, load_model
 
