@@ -55,8 +55,9 @@ class Readouts(NamedTuple):
 
 def preselection(device: torch.device) -> torch.dtype:
     """The precision in which survivors are found fastest: bfloat16 where the hardware multiplies it natively."""
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cuda":  # before torch 2.8 its product came rounded to bfloat16 alone
+        known = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
+        native = known and torch.cuda.get_device_capability(device)[0] >= 8
     else:
         try:
             flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
@@ -234,7 +235,7 @@ class Projector:
 def _product(rows: torch.Tensor, columns: torch.Tensor, workspace: Workspace) -> torch.Tensor:
     """(C, H) times (H, B), in float32 or, where the CPU's bfloat16 product comes so, bfloat16."""
     if rows.dtype is torch.bfloat16 and rows.device.type == "cuda":  # accumulated and given out in float32
-        return torch.mm(rows, columns, out_dtype=torch.float32)
+        return torch.mm(rows, columns, torch.float32)
     return torch.mm(rows, columns, out=workspace.tensor("product", rows, rows.dtype, len(rows), columns.shape[1]))
 
 

@@ -274,3 +274,19 @@ def test_the_bench_compares_every_variant_there_is(monkeypatch, capsys) -> None:
         assert v["full_scale_seconds"] == pytest.approx(v["seconds_ours"] / 7 * 26 * 6912)
         assert v["speedup_over_naive"] == pytest.approx(found["seconds_naive"] * 14 / v["seconds_ours"])
     assert bench_table({"projection": found}).count("ratio_to_gemm") == len(variants)
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "expected"),
+    [
+        ("2.13.0+cu130", 9, torch.bfloat16),
+        ("2.8.0", 8, torch.bfloat16),
+        ("2.7.1", 9, torch.float32),
+        ("2.13.0", 7, None),
+    ],
+)
+def test_the_preselection_of_a_gpu(version, capability, expected, monkeypatch) -> None:
+    """bfloat16 needs the units, and a product that comes out in float32 (torch 2.8)."""
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (capability, 0))
+    assert projection.preselection(torch.device("cuda")) is (expected or torch.float32)
