@@ -164,5 +164,8 @@ def bench_validation(
 
 def now(device: torch.device) -> float:
     """Seconds of the clock, once the device's queue is empty."""
-    {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()

@@ -10,7 +10,8 @@
 3. **Planted vectors** worth a stated number of nats (`planting`), in the upper half of the layers. Where no norm
    reaches the effect, nothing is planted, and that is counted. What is validated is true.
 
-Each group is judged together with the random neurons, so that the correction for many tests has both kinds to face.
+The planted vectors are judged together with the random neurons, so that the correction for many tests faces both kinds;
+the other groups each by themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from conceptvec.concepts import load_concepts
 from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
 from conceptvec.experiment import Experiment, PromptTable
-from conceptvec.nulls import Entry, Nulls, measure_nulls
+from conceptvec.nulls import Entry, Likeness, Nulls, measure_nulls
 from conceptvec.planting import Planted, plant
 from conceptvec.store import Arrays, Parts, plain
 from conceptvec.validation import firing, judge, measure
@@ -82,7 +83,7 @@ def calibrate(
         drawn.append(place)
     random = _as_candidates(drawn, concepts, activations, table, at_end)
     measured = measure(experiment, random, Parts())
-    nulls = measure_nulls(model, experiment, random, at_end, Parts(), everywhere=True)
+    nulls = measure_nulls(experiment, random, Likeness(model, table, at_end), Parts(), everywhere=True)
     judge(random, measured, nulls, experiment)
 
     fires = _that_fire(experiment, activations, at_end, layers, names, vectors)

@@ -106,7 +106,7 @@ def fetch(checkpoint: Checkpoint) -> Path:
     try:
         folder = snapshot_download(checkpoint.name, revision=checkpoint.revision, allow_patterns=[*READ, *files],
                                    ignore_patterns=["*/*"])  # fmt: skip
-    except OSError as error:
+    except Exception as error:  # see `_on_hub`
         refused = _refused(checkpoint.name, error)
         if refused:
             raise refused from None
@@ -207,9 +207,9 @@ def _on_hub(name: str, revision: str | None) -> Checkpoint:
         if info.gated:
             HfApi().auth_check(name)
         document = _config(name, Path(hf_hub_download(name, "config.json", revision=info.sha)))
-    except (OSError, ValueError) as error:  # RequestError is a ValueError, and so is an id that the Hub cannot parse
-        if isinstance(error, RequestError):
-            raise
+    except RequestError:
+        raise
+    except Exception as error:  # the Hub's client changes its transport, and with it the errors of a lost network
         return _from_cache(name, revision, error)
     todo = [f for f in files if not isinstance(try_to_load_from_cache(name, f, revision=info.sha), str)]
     size = sum(n for f, n in files.items() if f.endswith(".safetensors"))

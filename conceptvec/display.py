@@ -52,6 +52,11 @@ def summary(document: dict[str, Any]) -> str:
                 f"nulls: {nulls['false_validations']} of {nulls['tested']} null neurons pass the tests of the "
                 "primary damage"
             )
+        if stats["validated_vectors"] < nulls.get("fewest_hits", 0):
+            lines.append(
+                f"resolution: with {nulls['null_neurons']} null neurons, fewer than {nulls['fewest_hits']} hits among "
+                "these tested poles cannot reach q ≤ 0.05; more --nulls can"
+            )
     elif stats["concept_candidates"] is None:
         lines.append("Stage 1 only, from the weights alone: no activation was measured, nothing was scored or damaged")
     else:

@@ -303,7 +303,7 @@ class Engine:
             span = slice(part, part + LOGIT_ROWS)
             logits = self.model.logits(states[span])
             normaliser, own = logits.logsumexp(1), logits.gather(1, answers[span, None])
-            np.add.at(total, rows[span], (own[:, 0] - normaliser).double().cpu().numpy())
+            np.add.at(total, rows[span], (own[:, 0] - normaliser).cpu().double().numpy())
             if ranks:
                 np.maximum.at(worst, rows[span], (logits > own).sum(1).cpu().numpy() + 1)
             for i, r in enumerate(rows[span]) if reference else ():

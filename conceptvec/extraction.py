@@ -115,7 +115,7 @@ def null_directions(model: Model, layer: int, fold: str, n: int, seed: int) -> t
 
     Each is a Gaussian mixture of the layer's own columns: its covariance is theirs, and it stands for nothing.
     """
-    rng = torch.Generator().manual_seed(seed * 100_003 + layer * 17 + 3)
+    rng = torch.Generator().manual_seed((seed * 100_003 + layer * 17 + 3) % 2**63)
     mix = torch.randn(n, model.intermediate_size, generator=rng) / math.sqrt(model.intermediate_size)
     return mix.to(model.device) @ model.readout_directions(layer, fold)
 

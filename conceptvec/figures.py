@@ -323,8 +323,10 @@ def measured(results: Mapping[str, Any]) -> list[str]:
 
 
 def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write every measured figure as PNG."""
+    """Write every measured figure as PNG, and remove what an earlier run measured and this one did not."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in FIGURES:
+        (folder / f"{name}.png").unlink(missing_ok=True)
     paths = []
     for name in measured(results):
         paths.append(folder / f"{name}.png")

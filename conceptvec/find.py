@@ -123,7 +123,8 @@ def _from_weights(model: Model, projector: Projector, config: Config, targets: t
 def _of_run(run: Path, config: Config) -> Config:
     """The configuration with the model and fold of a finished run."""
     try:
-        was = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["configuration"]
+        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+        was = manifest["configuration"] | {"dtype": manifest["model"]["dtype"]}
         return replace(config, **{k: was[k] for k in ("model", "revision", "dtype", "fold")})
     except (OSError, ValueError, KeyError, TypeError):
         raise RequestError(f"find: {run} is no run folder; expected one that `conceptvec run` wrote") from None

@@ -101,7 +101,7 @@ def empty_caches() -> None:
 
 
 def available_memory() -> int:
-    """Main memory that this process may still take, in bytes: the machine's, or less in a container or a job."""
+    """Main memory that this process may still take, in bytes: the machine's, or less in a container."""
     import psutil
 
     free = psutil.virtual_memory().available

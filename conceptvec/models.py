@@ -82,7 +82,7 @@ class Model:
         Raises:
             RunError: the weights hold NaN or infinity.
         """
-        directions = self.value_vectors(layer)[neurons].float() * self.fold_scale(layer, fold)
+        directions = (self.value_vectors(layer)[neurons].float() * self.fold_scale(layer, fold)).contiguous()
         if not torch.isfinite(directions).all():
             raise RunError(
                 f"NaN or infinity in down_proj or a norm of layer {layer}: the weights of {self.name} are broken; "
@@ -117,8 +117,17 @@ class Model:
         return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Final norm and unembedding of residual-stream states (..., H) → float32 logits (..., V)."""
-        logits = (self.norm(hidden) @ self.unembedding.T).float()
+        """Final norm and unembedding of residual-stream states (N, H) → float32 logits (N, V).
+
+        Also for bfloat16 the product comes out in float32: rounded to bfloat16, logits of 16 to 32 lie 0.125 apart.
+        """
+        states = self.norm(hidden)
+        if states.dtype is torch.float32:
+            logits = states @ self.unembedding.T
+        elif wide_products(self.device):
+            logits = torch.mm(states, self.unembedding.T, torch.float32)
+        else:
+            logits = torch.cat([states.float() @ rows.float().T for rows in self.unembedding.split(2**14)], 1)
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
     @cached_property
@@ -162,6 +171,11 @@ def fingerprint(model: Model, config: Any, tensors: Iterable[tuple[str, torch.Te
         for rows in tensor.detach().split(2**14):  # a precision is changed, a device read, a part at a time
             digest.update(rows.to("cpu", model.dtype).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def wide_products(device: torch.device) -> bool:
+    """Whether products of bfloat16 can come out in float32: on CUDA, from torch 2.8 on."""
+    return device.type == "cuda" and tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 
 from conceptvec import statistics as stats
 from conceptvec.experiment import Experiment, PromptTable
-from conceptvec.store import Parts, Task, plain
+from conceptvec.store import Parts, Task, part_name, plain
 from conceptvec.verdict import EFFECT_FLOOR, FIRING_SHARE, MAX_Q, SPECIFICITY
 
 if TYPE_CHECKING:
@@ -49,38 +50,55 @@ def selectivity(drops: np.ndarray, table: PromptTable, concept: str) -> dict[str
     return {"concept_drop": on_concept, "unrelated_drop": elsewhere, "selectivity": on_concept - elsewhere, "t": t}
 
 
+class Likeness:
+    """How alike neurons are: near in log norm and in log mean |a| over a concept's prompts.
+
+    Args:
+        model: the model.
+        table: the concepts' prompts.
+        at_end: layer → activations where the answers are predicted (P, I).
+    """
+
+    def __init__(self, model: Model, table: PromptTable, at_end: dict[int, np.ndarray]) -> None:
+        self.names = table.concepts
+        self.norms, self.strength = {}, {}
+        for layer, a in at_end.items():
+            norms = torch.linalg.vector_norm(model.value_vectors(layer).float(), dim=1)
+            self.norms[layer] = _log(norms.cpu().numpy())  # (I,)
+            groups = [np.abs(a[mine]).mean(0) if (mine := table.concept(n)) else 0 * a[0] for n in self.names]
+            self.strength[layer] = _log(np.stack(groups))  # (C, I)
+
+    def distance(self, concept: str, layer: int, neuron: int, other: int) -> np.ndarray:
+        """How far all neurons of the layer `other` are from a neuron, as the concept's prompts see them: (I,)."""
+        c = self.names.index(concept)
+        mean = self.strength[layer][c, neuron]
+        return np.hypot(self.norms[other] - self.norms[layer][neuron], self.strength[other][c] - mean)
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(x, 1e-12))
+
+
 def choose_nulls(
-    entries: Sequence[Entry],
-    matched: Sequence[Entry],
-    norms: dict[int, np.ndarray],
-    strength: dict[int, np.ndarray],
-    names: Sequence[str],
-    n: int,
-) -> list[tuple[int, int]]:
+    entries: Sequence[Entry], matched: Sequence[Entry], like: Likeness, n: int
+) -> list[tuple[int, int]]:  # fmt: skip
     """Null neurons (layer, neuron): each candidate's nearest in its layer, in turn, until there are `n`.
 
-    Near means near in log norm and in log mean |a| over the concept's prompts. A concept's own candidates are not its
-    nulls. Where a layer has too few neurons, the nearest of the other layers follow: the layers are pooled.
+    A concept's own candidates are not its nulls. Where a layer has too few neurons, the nearest of the other layers
+    follow: the layers are pooled.
 
     Args:
         entries: the candidates.
         matched: those of them that the nulls are matched to.
-        norms: layer → ‖d_j‖ (I,).
-        strength: layer → mean |a_j| over each concept's prompts (C, I).
-        names: the concepts, in the order of `strength`.
+        like: over all layers.
         n: how many nulls are wanted.
     """
     own = {(e["concept"], e["layer"], e["neuron"]) for e in entries}
-
-    def log(x: Any) -> Any:
-        return np.log(np.maximum(x, 1e-12))
-
     queues = []
     for e in matched:
-        c, ranked = names.index(e["concept"]), []
-        norm, mean = log(norms[e["layer"]][e["neuron"]]), log(strength[e["layer"]][c, e["neuron"]])
-        for layer in sorted(norms):
-            distance = np.hypot(log(norms[layer]) - norm, log(strength[layer][c]) - mean)
+        ranked = []
+        for layer in sorted(like.norms):
+            distance = like.distance(e["concept"], e["layer"], e["neuron"], layer)
             best = np.argsort(distance, kind="stable")[: n + 1]
             ranked += [(layer != e["layer"], distance[j], layer, int(j)) for j in best]
         queues.append([(x[2], x[3]) for x in sorted(ranked) if (e["concept"], x[2], x[3]) not in own])
@@ -93,38 +111,29 @@ def choose_nulls(
 
 
 def measure_nulls(
-    model: Model, experiment: Experiment, entries: Sequence[Entry], at_end: dict[int, np.ndarray], parts: Parts,
-    everywhere: bool = False,
-) -> Nulls:  # fmt: skip
+    experiment: Experiment, entries: Sequence[Entry], like: Likeness, parts: Parts, everywhere: bool = False
+) -> Nulls:
     """Choose the null neurons and damage them.
 
     Args:
-        model: the model.
         experiment: prompts and damages.
         entries: the candidates that the nulls are matched to.
-        at_end: layer → activations where the answers are predicted (P, I).
+        like: over all layers.
         parts: keeps finished parts.
         everywhere: measure them on the prompts of all concepts, not only of those that are tested.
     """
     table = experiment.table
-    names = table.concepts
-    zero = {layer: np.zeros(a.shape[1]) for layer, a in at_end.items()}
-    strength = {
-        layer: np.stack([np.abs(a[table.concept(n)]).mean(0) if table.concept(n) else zero[layer] for n in names])
-        for layer, a in at_end.items()
-    }
-    norms = {n: torch.linalg.vector_norm(model.value_vectors(n).float(), dim=1).cpu().numpy() for n in at_end}
     # What does not fire is not tested, so it needs no nulls of its own.
     matched = [e for e in entries if e["firing_share"] >= FIRING_SHARE]
-    keys = choose_nulls(entries, matched, norms, strength, names, experiment.config.nulls)
-    prompts = table.controls(names if everywhere else sorted({e["concept"] for e in matched}))
+    keys = choose_nulls(entries, matched, like, experiment.config.nulls)
+    prompts = table.controls(table.concepts if everywhere else sorted({e["concept"] for e in matched}))
     tasks: list[Task] = []
     for layer in sorted({layer for layer, _ in keys}):
         mine = tuple(j for at, j in keys if at == layer)
         for u, start in enumerate(range(0, len(mine), NULLS_PER_UNIT)):
             some = mine[start : start + NULLS_PER_UNIT]
             compute = lambda layer=layer, mine=mine, some=some: experiment.null_unit(layer, mine, some, prompts)
-            tasks.append((f"validation/L{layer:02d}_nulls_{u:03d}.safetensors", compute))
+            tasks.append((part_name(f"validation/L{layer:02d}_nulls_{u:03d}", some, prompts), compute))
     done = parts.map(tasks, "Stage 3: damaging null neurons", "unit") if tasks else []
     drops = np.concatenate([d["drop"] for d in done]) if done else np.zeros((0, len(table.engine)))
     return Nulls(keys, drops, sum((d["cost"] for d in done), np.zeros(2)))
@@ -158,8 +167,11 @@ def calibration(nulls: Nulls, table: PromptTable, entries: Sequence[Entry], seed
         and q <= MAX_Q
         for x, q in zip(points, stats.benjamini_hochberg(np.array(p)), strict=True)
     ]
+    # The smallest p is 1 / (K + 1), so Benjamini-Hochberg needs company at this level.
+    smallest = [1 / (e["n_nulls"] + 1) for e in entries if e["p_value"] is not None]
     return {
-        "null_neurons": len(nulls.keys), "tested": len(points), "false_validations": int(sum(passed)),
+        "null_neurons": len(nulls.keys), "fewest_hits": math.ceil(len(smallest) * max(smallest, default=0) / MAX_Q),
+        "tested": len(points), "false_validations": int(sum(passed)),
         "false_validation_rate": plain(sum(passed) / len(points)) if points else None,
         "points": [
             [x["layer"], x["neuron"], x["tested_as"], plain(x["concept_drop"]), plain(x["unrelated_drop"])]

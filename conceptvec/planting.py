@@ -20,6 +20,7 @@ from conceptvec.damage import Damage, damages
 from conceptvec.engine import State
 from conceptvec.experiment import Experiment
 from conceptvec.nulls import Entry
+from conceptvec.projection import REDUCED
 
 NORMS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)  # norms of what is planted, relative to the MLP output's, that are tried
 BACKGROUND = 0.1  # activation of a planted vector off its concept, relative to that on it
@@ -118,8 +119,9 @@ def concept_direction(base: Experiment, concept: str, rng: np.random.Generator) 
     raises these answers, and with them those of the whole concept.
     """
     model, engine, total = base.model, base.table.engine, 0.0
-    rows, mine = model.unembedding.float(), base.table.concept(concept)
+    rows, mine = model.unembedding, base.table.concept(concept)
     some = sorted(int(p) for p in rng.permutation(mine)[: math.ceil(0.75 * len(mine))])
     for p, log_p in engine.clean_distribution(some).items():
-        total = total + rows[engine.ids[p, engine.starts[p]]] - log_p.exp() @ rows
+        parts = zip(log_p.exp().split(REDUCED), rows.split(REDUCED), strict=True)
+        total = total + rows[engine.ids[p, engine.starts[p]]].float() - sum(p @ some.float() for p, some in parts)
     return torch.as_tensor(total)

@@ -7,6 +7,7 @@ three.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -137,7 +138,21 @@ def _judge(plan: Plan, config: Config, folder: Path) -> None:
                 "to start afresh."
             )
             break
+    for path in folder.glob("concept_vector_results_*.json") if not (config.overwrite or problems) else ():
+        if len(stages := _stages_of(path)) > len(config.stages):
+            problems.append(
+                f"--stages: {path} holds the results of stages {', '.join(map(str, stages))}, and a shorter run would "
+                "replace them. Give the same --stages, another --out, or --overwrite."
+            )
     plan |= {"warnings": warnings, "problems": problems, "ok": not problems}
+
+
+def _stages_of(path: Path) -> list[int]:
+    """The stages of a results file; none where it is no such file."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["configuration"]["stages"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def dimensions(checkpoint: Checkpoint) -> dict[str, int]:

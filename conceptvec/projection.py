@@ -30,12 +30,14 @@ import torch
 from conceptvec.compiled import CompiledScan, compiled_dots, usable
 from conceptvec.errors import RunError
 from conceptvec.memory import Batch
+from conceptvec.models import wide_products
 from conceptvec.scan import BLOCK, Scan, Workspace, dots
 
 COLUMNS = {"cpu": 8192, "mps": 65_536, "cuda": 65_536}  # tokens per chunk, where the readout's part fits the cache
 COMPILED_COLUMNS = 2048  # the same for the compiled kernels, where a chunk costs one call
 SPARE = {torch.float32: 14, torch.bfloat16: 90}  # survivors beyond k that guard against rounding
 MORE = {torch.float32: 200}  # the same where a row is repeated
+REDUCED = 2**14  # rows summed over in one product: some Apple GPUs are wrong from 2^15 on
 LARGE = 2**24  # elements of the unembedding from which a lower precision pays
 COPY = 768 * 2**20  # bytes that a copy of the unembedding in the preselection's precision may take
 
@@ -55,9 +57,8 @@ class Readouts(NamedTuple):
 
 def preselection(device: torch.device) -> torch.dtype:
     """The precision in which survivors are found fastest: bfloat16 where the hardware multiplies it natively."""
-    if device.type == "cuda":  # before torch 2.8 its product came rounded to bfloat16 alone
-        known = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
-        native = known and torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cuda":
+        native = wide_products(device) and torch.cuda.get_device_capability(device)[0] >= 8
     else:
         try:
             flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
@@ -139,8 +140,8 @@ class Projector:
         """Covariance (H, H) of the shown rows, float32: ``dᵀ C d`` is the variance of d's readout."""
         total = torch.zeros(len(self.mean), len(self.mean), dtype=torch.float64)
         for _, rows in self.chunks(torch.float32):
-            centred = rows - self.mean
-            total += (centred.T.contiguous() @ centred).cpu()
+            for part in (rows - self.mean).split(REDUCED):
+                total += (part.T.contiguous() @ part).cpu()
         return (total / max(len(self.shown), 1)).float().to(self.device)
 
     def __call__(self, directions: torch.Tensor, batch_size: int = 200) -> Readouts:
@@ -201,7 +202,7 @@ class Projector:
         """
         keep, where = ids.shape[1], self.shown.to(self.device)[ids]
         exact = (compiled_dots if self.compiled else dots)(self.unembedding, where, directions)
-        first, ids = first.double().cpu(), ids.cpu()
+        first, ids = first.cpu().double(), ids.cpu()
         order, best = _order(ids, self._rounded(exact, ids, directions) * sign)
         # The CPU's bfloat16 product comes rounded to bfloat16; others come in float32.
         own = 1.01 * 2.0**-8 if dtype is torch.bfloat16 and self.device.type == "cpu" else 0.0

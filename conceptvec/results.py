@@ -149,7 +149,7 @@ def _resources(candidates: Candidates, device: str) -> dict[str, int]:
     repeated, full = (sum(int(p.fallbacks[i]) for p in candidates.layers) for i in (0, 1))
     out = {"peak_memory_bytes": peak_memory(), "readouts_repeated": repeated, "readouts_ranked_in_full": full}
     if device.startswith("cuda"):
-        out["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+        out["peak_device_bytes"] = torch.cuda.max_memory_allocated(torch.device(device))
     return out
 
 

@@ -1,8 +1,9 @@
 """Damage of many vectors at once, and what the model says under damage.
 
 **Sets.** The ten best vectors of a concept (largest selectivity) are damaged together, in as many layers as they come
-from, and compared with random sets of the same size and layers. They are chosen on every other prompt and tested on
-the prompts between, so the choice cannot flatter the test.
+from, and compared with random sets: for each vector another neuron of its layer, drawn among the `ALIKE` nearest in
+norm and activation that are no candidates. The vectors are chosen on every other prompt and tested on the prompts
+between, so the choice cannot flatter the test.
 
 **Continuations.** Greedy text of the model after a concept prompt and a neutral one: clean, with the vector ablated,
 and with its write amplified.
@@ -18,18 +19,19 @@ import numpy as np
 from conceptvec import statistics as stats
 from conceptvec.damage import Damage, continuation, damaging
 from conceptvec.experiment import Experiment
-from conceptvec.store import Arrays, Parts, Task, plain
+from conceptvec.nulls import Likeness
+from conceptvec.store import Arrays, Parts, Task, part_name, plain
 
 if TYPE_CHECKING:
     from conceptvec.concepts import Prompt
 
-SET_SIZE, RANDOM_SETS = 10, 39  # vectors in a set; with 39 random sets the smallest p is 0.025
+SET_SIZE, RANDOM_SETS, ALIKE = 10, 39, 20  # vectors in a set; with 39 random sets the smallest p is 0.025
 SHOWN, NEW_TOKENS, AMPLIFY = 12, 10, 4.0  # vectors continued, tokens written, extra writes of an amplified vector
 Entry = dict[str, Any]
 
 
 def measure_sets(
-    experiment: Experiment, entries: Sequence[Entry], drops: Sequence[np.ndarray], intermediate: int, parts: Parts
+    experiment: Experiment, entries: Sequence[Entry], drops: Sequence[np.ndarray], like: Likeness, parts: Parts
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Damage each concept's best vectors together (primary damage, its first draw), and random sets like them.
 
@@ -37,7 +39,7 @@ def measure_sets(
         experiment: prompts and damages.
         entries: the tested candidates.
         drops: per entry, what the primary damage cost on every prompt (P,), NaN where it was not measured.
-        intermediate: neurons per layer.
+        like: how alike neurons are.
         parts: keeps finished parts.
 
     Returns:
@@ -61,11 +63,11 @@ def measure_sets(
             continue
         rng = np.random.default_rng([seed, c, 13])
         taken = {(e["layer"], e["neuron"]) for e, _ in own}
-        sets = [best, *(_random_set(best, taken, intermediate, rng) for _ in range(RANDOM_SETS))]
+        sets = [best, *(_random_set(best, taken, like, name, rng) for _ in range(RANDOM_SETS))]
         prompts = mine[1::2] + others[1::2]
         about.append({"concept": name, "vectors": [[layer, neuron] for layer, neuron in best], "n": len(mine[1::2])})
         tasks.append((
-            f"validation/set_{c:02d}.safetensors",
+            part_name(f"validation/set_{c:02d}", sets, prompts),
             lambda sets=sets, prompts=prompts: _set_unit(experiment, sets, prompts),
         ))  # fmt: skip
     done = parts.map(tasks, "Stage 3: damaging sets", "concept") if tasks else []
@@ -85,14 +87,14 @@ def measure_sets(
 
 
 def _random_set(
-    best: Sequence[tuple[int, int]], taken: set[tuple[int, int]], intermediate: int, rng: np.random.Generator
+    best: Sequence[tuple[int, int]], taken: set[tuple[int, int]], like: Likeness, concept: str, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Random neurons, as many per layer as `best` has (or as there are), none of them a candidate of the concept."""
+    """For each neuron of `best` a random one among the free ones of its layer that are most like it; each once."""
     out: list[tuple[int, int]] = []
-    for layer in sorted({layer for layer, _ in best}):
-        free = [j for j in range(intermediate) if (layer, j) not in taken]
-        wanted = sum(1 for at, _ in best if at == layer)
-        out += [(layer, int(j)) for j in rng.choice(free, min(wanted, len(free)), replace=False)]
+    for layer, neuron in best:
+        order = np.argsort(like.distance(concept, layer, neuron, layer), kind="stable")
+        free = [j for j in order.tolist() if (layer, j) not in taken and (layer, j) not in out][:ALIKE]
+        out += [(layer, int(rng.choice(free)))] if free else []
     return out
 
 
@@ -143,7 +145,10 @@ def add_continuations(
         ]  # fmt: skip
         return {"continuations_json": found}
 
-    tasks: list[Task] = [(f"validation/text_{e['id']}.safetensors", lambda e=e: unit(e)) for e in chosen]
+    tasks: list[Task] = [
+        (part_name(f"validation/text_{e['id']}", e["concept"], e["hardest_prompt"]), lambda e=e: unit(e))
+        for e in chosen
+    ]
     done = parts.map(tasks, "Stage 3: continuations", "vector") if tasks else []
     for e, arrays in zip(chosen, done, strict=True):
         e["continuations"] = arrays["continuations_json"]

@@ -39,6 +39,15 @@ def plain(value: Any) -> float | None:
     return None if math.isnan(number) else float(f"{number:.6g}")
 
 
+def part_name(stem: str, *content: Any) -> str:
+    """A part's file name with a digest of what it is made for.
+
+    What is measured follows from computed numbers, which another GPU or library may round otherwise: a part that was
+    made for other neurons or prompts then has another name and is never taken for this one.
+    """
+    return f"{stem}_{hashlib.sha256(repr(content).encode()).hexdigest()[:8]}.safetensors"
+
+
 class Parts:
     """Computes parts and keeps nothing: what the stages use when there is no run folder."""
 
@@ -93,7 +102,7 @@ def identity(config: Config) -> dict[str, Any]:
     files = {
         name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
         for name, path in (("concepts", config.concepts), ("corpus", config.corpus))
-        if path is not None
+        if path is not None and Path(path).is_file()  # concepts given in place stand in the configuration
     }
     return {"conceptvec_version": __version__, "configuration": config.identity(), "files": files}
 

@@ -11,11 +11,11 @@ import numpy as np
 from conceptvec import statistics as stats
 from conceptvec.config import Config
 from conceptvec.experiment import RATIOS, Experiment, PromptTable
-from conceptvec.nulls import Entry, Nulls, calibration, measure_nulls, selectivity
+from conceptvec.nulls import Entry, Likeness, Nulls, calibration, measure_nulls, selectivity
 from conceptvec.results import Results
 from conceptvec.scoring import Scored
 from conceptvec.sets import add_continuations, measure_sets
-from conceptvec.store import Arrays, Parts, Task, plain
+from conceptvec.store import Arrays, Parts, Task, part_name, plain
 from conceptvec.verdict import VERDICTS, untestable, verdict
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
     for e in entries:
         e["firing_share"] = firing(e, activations, table, at_end)
     measured = measure(experiment, entries, parts)
-    nulls = measure_nulls(model, experiment, entries, at_end, parts)
+    like = Likeness(model, table, at_end)
+    nulls = measure_nulls(experiment, entries, like, parts)
     judge(entries, measured, nulls, experiment)
     for e in entries:
         tops = {t.strip().casefold() for t, _ in e["top_tokens"]}
@@ -62,7 +63,7 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
     order = list(entries)
     entries.sort(key=lambda e: (VERDICTS.index(e["verdict"]), -(e["selectivity"] or 0.0), e["id"]))
     primary = {e["id"]: m["drop"][0] for e, m in zip(order, measured, strict=True)}
-    sets, cost = measure_sets(experiment, order, list(primary.values()), model.intermediate_size, parts)
+    sets, cost = measure_sets(experiment, order, list(primary.values()), like, parts)
     for e in entries:
         mine = table.concept(e["concept"])
         if e["validated"]:
@@ -90,7 +91,7 @@ def firing(e: Entry, activations: Activations, table: PromptTable, at_end: dict[
 
 def measure(experiment: Experiment, entries: Sequence[Entry], parts: Parts) -> list[Arrays]:
     """Measure the candidates unit by unit; one dict of arrays per entry."""
-    tasks: list[Task] = []
+    table, tasks = experiment.table, list[Task]()
     where: dict[int, tuple[int, int]] = {}
     for layer in sorted({e["layer"] for e in entries}):
         mine = sorted((i for i, e in enumerate(entries) if e["layer"] == layer), key=lambda i: entries[i]["id"])
@@ -98,8 +99,9 @@ def measure(experiment: Experiment, entries: Sequence[Entry], parts: Parts) -> l
         for start in range(0, len(mine), CANDIDATES_PER_UNIT):
             unit = mine[start : start + CANDIDATES_PER_UNIT]
             where |= {i: (len(tasks), row) for row, i in enumerate(unit)}
-            name = f"validation/L{layer:02d}_candidates_{start // CANDIDATES_PER_UNIT:03d}.safetensors"
             some = [entries[i] for i in unit]
+            about = [(e["id"], e["concept"], e["firing_share"], table.controls([e["concept"]])) for e in some]
+            name = part_name(f"validation/L{layer:02d}_candidates_{start // CANDIDATES_PER_UNIT:03d}", about)
             compute = lambda layer=layer, neurons=neurons, some=some: experiment.candidate_unit(layer, neurons, some)
             tasks.append((name, compute))
     done = parts.map(tasks, "Stage 3: damaging candidates", "unit") if tasks else []
@@ -154,8 +156,9 @@ def _dose_response(experiment: Experiment, entries: Sequence[Entry], parts: Part
     """Add the dose-response to the validated entries; returns its cost."""
     some = sorted((e for e in entries if e["validated"]), key=lambda e: e["id"])  # rising layers
     tasks: list[Task] = [
-        (f"validation/dose_{e['id']}.safetensors", lambda e=e: experiment.dose_unit(e["layer"], e)) for e in some
-    ]
+        (part_name(f"validation/dose_{e['id']}", e["concept"], experiment.table.controls([e["concept"]])),
+         lambda e=e: experiment.dose_unit(e["layer"], e)) for e in some
+    ]  # fmt: skip
     done = parts.map(tasks, "Stage 3: dose-response", "vector") if tasks else []
     for e, arrays in zip(some, done, strict=True):
         values = selectivity(arrays["drop"], experiment.table, e["concept"])

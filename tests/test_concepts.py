@@ -161,3 +161,11 @@ def test_any_bytes(tmp_path: Path, content: bytes, name: str) -> None:
         load_concepts(written(tmp_path, content, name), with_prompts=False)
     except cv.RequestError as error:
         assert name in str(error)
+
+
+def test_concepts_in_place_go_through_a_run(tmp_path) -> None:
+    argv = ["run", "--device", "cpu", "--stages", "1,2", "--layers", "0", "--max-vectors", "5", "--out", str(tmp_path)]
+    assert cli.main([*argv, "--concepts", "birds=robin,eagle"]) == 0
+    assert cli.main([*argv, "--concepts", "birds=robin,eagle"]) == 0  # resumed
+    assert cli.main([*argv, "--concepts", "birds=robin,owl"]) == 2  # another run
+    assert cv.load_results(tmp_path)["candidate_distribution"].keys() == {"birds"}

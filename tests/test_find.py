@@ -83,6 +83,11 @@ def test_from_a_finished_run(tiny_folder, tmp_path) -> None:
     both = strong.keys() & same.keys()
     assert len(both) > 10
     assert all(abs(strong[k] - same[k]) < 1e-3 for k in both)  # the lists hold the whole vocabulary here
+    manifest = json.loads((tmp_path / "r/manifest.json").read_text())
+    assert manifest["configuration"]["dtype"] == "auto"  # what it came to on the run's device counts
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("conceptvec.weights.choose_dtype", lambda name, _: (getattr(torch, name), "asked for"))
+        assert find(["dog"], Config(device="cpu"), run=tmp_path / "r")["neurons_examined"] == a["neurons_examined"]
     with pytest.raises(RequestError, match="no run folder"):
         find(["dog"], config, run=tmp_path / "nothing")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,11 @@ import pytest
 import torch
 import transformers
 
-from conceptvec import Config, RequestError, RunError, load_model
+from conceptvec import Config, RequestError, RunError, load_model, models
 from conceptvec.checkpoint import FAMILIES
 from conceptvec.engine import Engine
 from conceptvec.memory import Batch
-from conceptvec.models import choose_device, choose_dtype
+from conceptvec.models import Model, choose_device, choose_dtype
 from tests.conftest import make_hf, make_tokenizer, wrap
 from tests.test_damage import PROMPTS, brute
 
@@ -158,3 +160,27 @@ def test_stage_1_and_3_go_on_with_half_a_batch(tiny, monkeypatch, caplog) -> Non
     monkeypatch.setattr(Engine, "_answers", once(Engine._answers, 2))
     assert np.abs(measured() - expected).max() < 1e-5
     assert caplog.text.count("out of memory: going on with") == 3
+
+
+def test_logits_of_a_bfloat16_model_are_not_rounded(tiny) -> None:
+    """Rounded to bfloat16, logits around 20 would move by up to 0.06."""
+    states = torch.randn(7, tiny.hidden_size)
+    half = copy.deepcopy(tiny.hf).bfloat16()
+    model = Model(half, tiny.tokenizer, "tiny", None, tiny.family, tiny.device, torch.bfloat16)
+    normed = model.norm(states.bfloat16())
+    exact = normed.double() @ model.unembedding.double().T
+    found = model.logits(states.bfloat16())
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+    assert ((normed @ model.unembedding.T).double() - exact).abs().max() > 1e-2
+
+
+def test_no_float64_reaches_mps() -> None:
+    """MPS has no float64, and casts on the device even where a copy to the CPU is asked for: first move, then widen."""
+    for path in Path(models.__file__).parent.glob("*.py"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            code = line.partition("#")[0]
+            for before in re.findall(r"(\S*)\.double\(\)", code):
+                on_cpu = re.search(r"(\.cpu\(\)|exact\)|model\.dtype\)|\b(x|rows|found))$", before)
+                assert on_cpu, f"{path.name}:{number}: {line}"
+            assert not re.search(r"\.to\([^)]*float64", code), f"{path.name}:{number}: {line}"

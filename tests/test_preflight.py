@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -61,6 +62,18 @@ def test_the_state_of_the_run_folder(tmp_path, capsys) -> None:
     assert not other["ok"] and "layers was '0', is '1'" in other["problems"][0]
     afresh = Config(device="cpu", layers="1", out=str(tmp_path / "r"), overwrite=True)
     assert preflight(afresh)["ok"] and preflight(afresh)["run_folder"]["state"] == "started afresh"
+
+
+def test_a_shorter_run_does_not_replace_finished_results(tmp_path, capsys) -> None:
+    argv = ["run", "--device", "cpu", "--layers", "0", "--max-vectors", "5", "--out", str(tmp_path / "r")]
+    assert main([*argv, "--stages", "1"]) == 0
+    assert main([*argv, "--stages", "1,2"]) == 0
+    before = (tmp_path / "r/concept_vector_results_cpu.json").read_bytes()
+    assert main([*argv, "--stages", "1"]) == 2
+    assert "holds the results of stages 1, 2, and a shorter run would replace them" in capsys.readouterr().err
+    assert (tmp_path / "r/concept_vector_results_cpu.json").read_bytes() == before
+    assert main([*argv, "--stages", "1", "--overwrite"]) == 0
+    assert [f.name for f in (tmp_path / "r/figures").iterdir()] == ["funnel.png"]  # no figure of the longer run
 
 
 class FakeHub(BaseHTTPRequestHandler):
@@ -122,3 +135,22 @@ def test_what_the_hub_refuses(hub, tmp_path) -> None:
     )
     assert "HF_TOKEN" in gated and "pickle files" in pickle and "the Hub has no model org/none" in none
     assert not list(tmp_path.rglob("*.safetensors")) and "Traceback" not in done.stderr
+
+
+def test_without_a_network_the_cache_is_used(tiny_folder, tmp_path) -> None:
+    snapshot = tmp_path / "hub" / "models--org--tiny" / "snapshots" / ("a" * 40)
+    shutil.copytree(tiny_folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE")}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}  # nothing listens there
+
+    def dry_run(name: str) -> subprocess.CompletedProcess:
+        argv = [sys.executable, "-m", "conceptvec", "run", "--dry-run", "--device", "cpu", "--model", name]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
+
+    done = dry_run("org/tiny")
+    assert done.returncode == 0 and "using org/tiny as it is in the cache" in done.stderr, done.stderr
+    done = dry_run("org/other")
+    assert done.returncode == 2 and "is not on this machine and the Hub cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr

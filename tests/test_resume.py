@@ -82,7 +82,7 @@ def test_damaged_parts_are_computed_again(tiny_run, finished, again, caplog) -> 
 @pytest.mark.parametrize("content", ["", "{", "\x00\x01", '{"parts": 1', "[" * 10_000])
 def test_damaged_manifest(content, tiny_run, finished, again, caplog) -> None:
     (again / "manifest.json").write_text(content)
-    assert main([*tiny_run, "--stages", "1,2", "--out", str(again)]) == 0
+    assert main([*tiny_run, "--out", str(again)]) == 0
     assert "is damaged" in caplog.text
     stage1 = {k: v for k, v in parts(finished).items() if not k.startswith("validation")}
     assert parts(again) == stage1
