@@ -17,6 +17,7 @@ the other groups each by themselves.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from conceptvec.concepts import load_concepts
 from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
 from conceptvec.experiment import Experiment, PromptTable
-from conceptvec.nulls import Entry, Likeness, Nulls, measure_nulls
+from conceptvec.nulls import Entry, Likeness, measure_nulls
 from conceptvec.planting import Planted, plant
 from conceptvec.store import Arrays, Parts, plain
 from conceptvec.validation import firing, judge, measure
@@ -98,11 +99,12 @@ def calibrate(
         made = [p for p in tried if p is not None]
         entries = [p.entry() for p in made]
         found = [_one(p, e) for p, e in zip(made, entries, strict=True)]
-        _judge_with(entries, found, random, measured, nulls, experiment)
+        among = [dict(e) for e in random]  # copies: their own verdicts stand
+        judge(entries + among, found + measured, nulls, experiment)
         rows.append(_rate(entries) | {
             "effect": effect, "out_of_reach": planted - len(made), "norms": [plain(p.norm) for p in made],
             "concept_drop": plain(np.mean([e["concept_drop"] for e in entries])) if entries else None,
-            "failed": _reasons(entries),
+            "failed": dict(Counter(text for e in entries for text in e["failed"])),
         })  # fmt: skip
         strongest = made or strongest
         logger.info("planted, worth %g nats: %d of %d validated", effect, rows[-1]["validated"], len(made))
@@ -115,7 +117,7 @@ def calibrate(
     entries = [p.entry() for p in strongest]
     others = measure(dealt, again, Parts())
     found = [_one(p, e) for p, e in zip(strongest, entries, strict=True)]
-    _judge_with(again + entries, others + found, [], [], nulls, dealt)
+    judge(again + entries, others + found, nulls, dealt)
     return {
         "model": model.facts(), "configuration": config.resolved(), "null_neurons": len(nulls.keys),
         "random": _rate(random) | {"p_values": [e["p_value"] for e in random]},
@@ -174,14 +176,6 @@ def _one(planted: Planted, entry: Entry) -> Arrays:
     return {k: v[0] for k, v in arrays.items()}
 
 
-def _judge_with(
-    entries: list[Entry], found: list[Arrays], random: list[Entry], measured: list[Arrays], nulls: Nulls,
-    experiment: Experiment,
-) -> None:  # fmt: skip
-    """Judge the entries among the random neurons (copies: their own verdicts stand)."""
-    judge(entries + [dict(e) for e in random], found + list(measured), nulls, experiment)
-
-
 def _permuted(table: PromptTable, seed: int) -> PromptTable:
     """The same prompts, dealt out anew to concepts of the same sizes."""
     rng = np.random.default_rng([seed, 22])
@@ -202,11 +196,3 @@ def _rate(entries: Sequence[Entry]) -> dict[str, Any]:
         "ci95": [plain(low), plain(high)], "validated_uncorrected": alone,
         "p_at_most_0.05": plain(np.mean([p <= MAX_Q for p in tested])) if tested else None,
     }  # fmt: skip
-
-
-def _reasons(entries: Sequence[Entry]) -> dict[str, int]:
-    out: dict[str, int] = {}
-    for e in entries:
-        for text in e["failed"]:
-            out[text] = out.get(text, 0) + 1
-    return out

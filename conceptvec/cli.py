@@ -118,14 +118,14 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         seconds = sum(results["timings"].values())
         print(f"{results!r}\n{results_path(where, results['model']['device'].partition(':')[0])}  ({seconds:.0f} s)")
-    return results.document
+    return results
 
 
 def _show(args: argparse.Namespace) -> dict[str, Any]:
     from conceptvec.display import table
     from conceptvec.results import load_results
 
-    document = load_results(args.results).document
+    document = load_results(args.results)
     if not args.json:
         print(table(document, None if args.all else 25))
     return document
@@ -139,7 +139,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     results, run = load_results(args.run), Path(args.run)
     path = results.to_html(args.out or (run if run.is_dir() else run.parent) / "report.html")
     print(path)
-    return results.document
+    return results
 
 
 def _score_tokens(args: argparse.Namespace) -> dict[str, Any]:

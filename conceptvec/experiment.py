@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,7 +105,6 @@ class Experiment:
     def __init__(self, model: Model, config: Config, table: PromptTable, means: dict[int, np.ndarray]) -> None:
         self.model, self.config, self.table, self.means = model, config, table, means
         self.neutral = table.neutral()
-        self._reference: dict[int, torch.Tensor] | None = None
         self.state = lru_cache(maxsize=1)(self._state)
 
     def _state(self, layer: int, neurons: tuple[int, ...]) -> tuple[State, np.ndarray]:
@@ -120,11 +119,10 @@ class Experiment:
         nothing = Damage(next(iter(state.neurons)), 0.0, 0.0, zeros)
         return self.table.engine.measure(state, [nothing], range(len(self.table.engine)))[0]
 
+    @cached_property
     def reference(self) -> dict[int, torch.Tensor]:
         """Clean distributions on the neutral prompts."""
-        if self._reference is None:
-            self._reference = self.table.engine.clean_distribution(self.neutral)
-        return self._reference
+        return self.table.engine.clean_distribution(self.neutral)
 
     def damages(self, layer: int, neuron: int, kind: str, ratio: float | None = None) -> list[Damage]:
         """The configured damages of one kind; `ratio` overrides the strength of the noise."""
@@ -151,7 +149,7 @@ class Experiment:
         state, baseline = self.state(layer, neurons)
         pairs = [np.stack(np.broadcast_arrays(i, p), 1) for i, (_, p) in enumerate(rows)]
         flat = np.concatenate([*pairs, np.zeros((0, 2), int)])
-        reference = self.reference() if divergence else None
+        reference = self.reference if divergence else None
         logp, kl = self.table.engine.measure_pairs(state, [d for d, _ in rows], flat, reference)
         return np.split(kl if divergence else baseline[flat[:, 1]] - logp, np.cumsum([len(p) for p in pairs])[:-1])
 

@@ -44,15 +44,8 @@ class Batch:
         out: list[T] = []
         start = 0
         while start < n:
-            rows = slice(start, min(start + self.size, n))
-            try:
-                out.append(compute(rows))
-                start = rows.stop
-                continue
-            except (RuntimeError, MemoryError) as error:
-                reason = _reason(error)
-            # Outside of the handler: the traceback no longer holds the failed batch's tensors.
-            self._halve(rows.stop - rows.start, reason)
+            out.append(self.run(lambda size, start=start: compute(slice(start, min(start + size, n)))))
+            start += self.size  # the one that succeeded
         return out
 
     def run(self, compute: Callable[[int], T]) -> T:
@@ -66,15 +59,15 @@ class Batch:
                 return compute(self.size)
             except (RuntimeError, MemoryError) as error:
                 reason = _reason(error)
-            self._halve(self.size, reason)
+            self._halve(reason)  # outside of the handler: the traceback no longer holds the failed batch's tensors
 
-    def _halve(self, tried: int, reason: str) -> None:
-        if tried <= 1:
+    def _halve(self, reason: str) -> None:
+        if self.size <= 1:
             raise RunError(
                 f"out of memory with one of the {self.what} at a time ({reason}). Close other programs, or run again "
                 "with --device cpu, --dtype bfloat16 or a smaller model; what was finished is kept."
             )
-        self.size = tried // 2
+        tried, self.size = self.size, self.size // 2
         logger.warning("out of memory: going on with %d instead of %d %s at a time", self.size, tried, self.what)
         empty_caches()
 

@@ -55,7 +55,7 @@ def run(config: Config) -> Results:
     else:
         results = Results.partial(model, config, candidates, scored)
     parts.finish()
-    results.document["timings"] = {"load": load} | results["timings"]
+    results["timings"] = {"load": load} | results["timings"]
     save_run(results, model, config, parts)
     return results
 

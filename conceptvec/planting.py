@@ -52,7 +52,7 @@ class Planted(Experiment):
         level = torch.as_tensor(norm * neuron.level, dtype=torch.float32, device=neuron.vector.device)
         self.amounts = level[:, None] * neuron.sizes  # (P, T)
         self.amounts[:, 0] = 0.0  # not on the beginning-of-sequence token
-        self.neutral, self._reference = [], {}  # divergence plays no part in the verdict
+        self.neutral, self.reference = [], {}  # divergence plays no part in the verdict
 
     def _state(self, layer: int, neurons: tuple[int, ...]) -> tuple[State, np.ndarray]:  # noqa: ARG002
         state = self.table.engine.state(layer, [0])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,20 +28,8 @@ SCHEMA_VERSION = 1
 VOLATILE = ("created", "environment", "timings", "resources")  # everything else repeats byte for byte
 
 
-@dataclass
-class Results(Mapping[str, Any]):
-    """The results document, read like a dict; see the contract in the JSON Schema (`schema`)."""
-
-    document: dict[str, Any]
-
-    def __getitem__(self, key: str) -> Any:
-        return self.document[key]
-
-    def __iter__(self) -> Any:
-        return iter(self.document)
-
-    def __len__(self) -> int:
-        return len(self.document)
+class Results(dict[str, Any]):
+    """The results document: a dict; see the contract in the JSON Schema (`schema`)."""
 
     @classmethod
     def build(
@@ -55,16 +41,16 @@ class Results(Mapping[str, Any]):
         layer_parameters = sum(p.numel() for p in model.layers[0].parameters())
         valid = [e for e in entries if e["validated"]]
         total = scored.candidates.total
-        out.document["pipeline_stats"] |= {
+        out["pipeline_stats"] |= {
             "tested_vectors": len(entries), "validated_vectors": len(valid),
             "success_rate": plain(len(valid) / total) if total else None,
         }  # fmt: skip
-        out.document["computational_complexity"]["validation_flops"] = 2 * int(
+        out["computational_complexity"]["validation_flops"] = 2 * int(
             cost[0] * layer_parameters + cost[1] * model.hidden_size * model.vocab_size
         )
         names = [n for n in table.groups if n != "neutral"]
         tested = {e["id"] for e in entries}
-        out.document |= {
+        out |= {
             "concept_distribution": _count(valid, scored.concepts.names),
             "verdicts": dict(sorted(Counter(e["verdict"] for e in entries).items())),
             "prompts": {
@@ -114,8 +100,8 @@ class Results(Mapping[str, Any]):
 
     def save(self, path: str | Path) -> Path:
         """Write the document as JSON, atomically, after checking it against the schema."""
-        check(self.document, "the results")
-        text = json.dumps(self.document, ensure_ascii=False, indent=1, allow_nan=False)
+        check(self, "the results")
+        text = json.dumps(self, ensure_ascii=False, indent=1, allow_nan=False)
         path = Path(path)
         write_atomic(path, (text + "\n").encode("utf-8"))
         return path
@@ -124,7 +110,7 @@ class Results(Mapping[str, Any]):
         """Write one self-contained HTML file: summary, figures, a table to search and sort, a card per vector."""
         from conceptvec.report import to_html
 
-        return to_html(self.document, path)
+        return to_html(self, path)
 
     @property
     def validated(self) -> list[dict[str, Any]]:
@@ -134,12 +120,12 @@ class Results(Mapping[str, Any]):
     def __repr__(self) -> str:
         from conceptvec.display import summary
 
-        return summary(self.document)
+        return summary(self)
 
     def _repr_html_(self) -> str:
         from conceptvec.display import results_html
 
-        return results_html(self.document)
+        return results_html(self)
 
 
 def _resources(candidates: Candidates, device: str) -> dict[str, int]:

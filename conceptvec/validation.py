@@ -73,9 +73,9 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
     results = Results.build(
         model, config, scored, table, entries, calibration(nulls, table, entries, config.seed), cost
     )
-    results.document["agreement"]["damage"] = checked
-    results.document["concept_sets"] = sets
-    results.document["timings"]["validation"] = round(time.perf_counter() - start, 3)
+    results["agreement"]["damage"] = checked
+    results["concept_sets"] = sets
+    results["timings"]["validation"] = round(time.perf_counter() - start, 3)
     return results
 
 

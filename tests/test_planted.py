@@ -87,7 +87,7 @@ def test_without_planting_the_neuron_is_nothing(tmp_path: Path) -> None:
 
 
 def test_interrupted_stage_3_resumes_to_the_identical_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(tmp_path, planted=True).document
+    whole = run(tmp_path, planted=True)
     whole_parts = sorted(p.name for p in (tmp_path / "run" / "validation").iterdir())
     shutil.rmtree(tmp_path / "run")
     measured, unit = [], Experiment.null_unit
@@ -105,7 +105,7 @@ def test_interrupted_stage_3_resumes_to_the_identical_result(tmp_path: Path, mon
     assert sum("nulls" in name for name in kept) == 2  # every finished unit is on disk
     again = []
     monkeypatch.setattr(Experiment, "null_unit", lambda self, *a: again.append((a[0], a[2])) or unit(self, *a))
-    resumed = run(tmp_path, planted=True).document
+    resumed = run(tmp_path, planted=True)
     assert again and not set(map(str, again)) & set(map(str, measured))  # nothing is measured twice
     assert sorted(p.name for p in (tmp_path / "run" / "validation").iterdir()) == whole_parts
     for key in VOLATILE:

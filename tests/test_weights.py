@@ -82,7 +82,7 @@ def test_stage_1_alone_loads_no_model_and_is_resumed_by_a_full_run(tmp_path, mon
     )  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr("conceptvec.models.load_model", lambda config: pytest.fail("the model was loaded"))
-        document = run(config).document
+        document = run(config)
     assert document["pipeline_stats"]["total_candidates"] == 4 * 24
     assert document["pipeline_stats"]["filtered_candidates"] is None
     assert not (tmp_path / "run" / "activations.safetensors").exists()
