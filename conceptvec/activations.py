@@ -27,7 +27,7 @@ from conceptvec.store import Arrays, plain
 if TYPE_CHECKING:
     from conceptvec.models import Model
 
-MAX_TOKENS = 128  # a passage is cut here
+MAX_TOKENS = 128  # a passage is cut here; a prompt may be no longer
 WINDOW = 4096  # passages that are sorted by length at a time
 CONTEXTS = 5  # strongest contexts kept per neuron
 BINS = 32  # powers of two of |a|, from 2^-20 up

@@ -34,7 +34,7 @@ from conceptvec.nulls import Entry, Likeness, measure_nulls
 from conceptvec.planting import Planted, plant
 from conceptvec.store import Arrays, Parts, plain
 from conceptvec.validation import firing, judge, measure
-from conceptvec.verdict import FIRING_SHARE, MAX_Q, verdict
+from conceptvec.verdict import FIRING_SHARE, MAX_Q, MIN_CONCEPT_PROMPTS, MIN_UNRELATED_PROMPTS, verdict
 
 if TYPE_CHECKING:
     from conceptvec.activations import Activations
@@ -68,9 +68,15 @@ def calibrate(
     layers = parse_layers(config.layers, model.n_layers)
     activations = corpus_activations(model, config, layers)
     table = PromptTable.build(model, config, load_concepts(config.concepts).prompts())
-    names = [n for n in table.concepts if len(table.concept(n)) >= 8]
+    names = [
+        n for n in table.concepts
+        if len(table.concept(n)) >= MIN_CONCEPT_PROMPTS and len(table.unrelated(n)) >= MIN_UNRELATED_PROMPTS
+    ]  # fmt: skip
     if not names:
-        raise RequestError("calibrate: the model knows fewer than 8 prompts of every concept; see `conceptvec prompts`")
+        raise RequestError(
+            f"calibrate: the model knows fewer than {MIN_CONCEPT_PROMPTS} prompts of every concept, or fewer than "
+            f"{MIN_UNRELATED_PROMPTS} others to compare with; see `conceptvec prompts`"
+        )
     experiment = Experiment(model, config, table, activations.mean)
     at_end = table.engine.at_answers(layers)
     rng = np.random.default_rng([config.seed, 20])

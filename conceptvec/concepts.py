@@ -177,7 +177,11 @@ def _prompts(entries: Any, where: str) -> tuple[Prompt, ...]:
         for key, text in entry.items():
             if not _is_text(text) or not text.strip():
                 raise RequestError(f"{where}[{i}].{key}: got {text!r}, expected text")
-    return tuple(Prompt(e["prompt"], e["answer"]) for e in entries)
+    found = [Prompt(e["prompt"], e["answer"]) for e in entries]
+    if twice := next((i for i, p in enumerate(found) if p in found[:i]), None):
+        first = found.index(found[twice])
+        raise RequestError(f"{where}[{twice}]: the same as [{first}]; prompts count as independent, so keep one")
+    return tuple(found)
 
 
 def _is_text(value: Any) -> bool:

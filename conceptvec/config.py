@@ -7,6 +7,7 @@ notebooks set. Nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 DAMAGES = ("noise", "zero", "mean")
 WHERE = ("out", "overwrite", "stages")  # where and how far to run; they do not change a result
 ALL_STAGES = (1, 2, 3)
+OPTIONAL = ("revision", "concepts", "corpus", "out")  # may be None
 
 
 def _option(default: Any, text: str) -> Any:
@@ -62,9 +64,15 @@ class Config:
         """Check every field; sequences given as text or list become tuples."""
         for name in ("damage", "stages"):
             object.__setattr__(self, name, _as_tuple(getattr(self, name), int if name == "stages" else str))
-        for name in ("model", "device", "dtype", "layers", "fold"):
-            if not isinstance(getattr(self, name), str):
-                raise _bad(name, getattr(self, name), "text")
+        for name in ("model", "concepts", "corpus", "out"):
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
+        for name in ("model", "device", "dtype", "layers", "fold", "revision", "concepts", "corpus", "out"):
+            if not isinstance(value := getattr(self, name), str) and not (value is None and name in OPTIONAL):
+                raise _bad(name, value, "text")
+        for name in ("chat_template", "overwrite"):
+            if not isinstance(getattr(self, name), bool):
+                raise _bad(name, getattr(self, name), "True or False")
         if not self.model.strip():
             raise _bad("model", self.model, "demo, a Hugging Face id or a folder")
         if self.dtype in ("float16", "fp16", "half"):
@@ -94,8 +102,8 @@ class Config:
             path = getattr(self, name)
             if path is None or (name == "concepts" and in_place(path)):
                 continue
-            if not Path(path).is_file():
-                raise RequestError(f"{name}: no file at {path!r}; give the path of a readable file")
+            if not _is_file(path):
+                raise RequestError(f"{name}: no file at {path[:200]!r}; give the path of a readable file")
 
     def resolved(self) -> dict[str, Any]:
         """Every option as plain JSON values."""
@@ -124,6 +132,13 @@ def parse_layers(text: str, n_layers: int | None) -> list[int]:
     if n_layers is not None and max(chosen) >= n_layers:
         raise _bad("layers", text, f"numbers from 0 to {n_layers - 1}: the model has {n_layers} layers")
     return sorted(chosen)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # longer than any file's name, or no name at all
+        return False
 
 
 def _as_tuple(value: Any, kind: type) -> tuple:

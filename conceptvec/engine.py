@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from conceptvec.activations import capturing
+from conceptvec.activations import MAX_TOKENS, capturing
 from conceptvec.concepts import Prompt
 from conceptvec.damage import Damage
 from conceptvec.errors import RequestError, RunError
@@ -321,9 +321,14 @@ def split_answer(model: Model, prompt: Prompt, chat: bool = False) -> tuple[list
     """Token ids of prompt + answer and where the answer's tokens start.
 
     Raises:
-        RequestError: the prompt and its answer cannot be told apart in tokens.
+        RequestError: the prompt and its answer cannot be told apart in tokens, or are too long.
     """
     before, ids = (model.encode(text, chat) for text in (prompt.prompt, prompt.prompt + prompt.answer))
+    if len(ids) > MAX_TOKENS:
+        raise RequestError(
+            f"the prompt {prompt.prompt[:40]!r}… has {len(ids)} tokens with its answer, expected at most {MAX_TOKENS}; "
+            "shorten it"
+        )
     start = next((i for i, (x, y) in enumerate(zip(before, ids, strict=False)) if x != y), min(len(before), len(ids)))
     if start < 1 or start >= len(ids):
         raise RequestError(

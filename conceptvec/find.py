@@ -12,7 +12,6 @@ From a finished run only the kept lists are searched: a word that is not in a ne
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from conceptvec.lexicon import lemma, normalise
 from conceptvec.models import Model
 from conceptvec.projection import Projector
 from conceptvec.scoring import vector_id
-from conceptvec.store import plain
+from conceptvec.store import manifests, plain, read_part
 from conceptvec.weights import load_weights
 
 SHOWN_TOKENS = 15
@@ -70,8 +69,9 @@ def find(words: Sequence[str], config: Config, limit: int = 20, run: str | Path 
     """
     if not words or not all(normalise(w) for w in words):
         raise RequestError("find: got no word; expected one word or more, such as: find Harry Potter Hogwarts")
+    manifest: dict[str, Any] = {}
     if run is not None:
-        config = _of_run(Path(run), config)
+        config, manifest = _of_run(Path(run), config)
     model = load_weights(config)
     projector, texts, masked = make_projector(model, SHOWN_TOKENS)
     forms = word_forms(list(dict.fromkeys(words)), texts, masked.numpy())
@@ -80,7 +80,7 @@ def find(words: Sequence[str], config: Config, limit: int = 20, run: str | Path 
     if run is None:
         source = _from_weights(model, projector, config, targets)
     else:
-        source = _from_run(Path(run), model, targets.numpy())
+        source = _from_run(Path(run), manifest, model, config, targets.numpy())
     found: list[dict[str, Any]] = []
     examined = 0
     for layer, neurons, poles in source:
@@ -120,32 +120,31 @@ def _from_weights(model: Model, projector: Projector, config: Config, targets: t
         yield layer, np.arange(len(y)), {"+": y, "-": -y}
 
 
-def _of_run(run: Path, config: Config) -> Config:
-    """The configuration with the model and fold of a finished run."""
+def _of_run(run: Path, config: Config) -> tuple[Config, dict[str, Any]]:
+    """The configuration with the model and fold of a finished run, and the run's manifest."""
     try:
-        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+        manifest = manifests(run)[0]
         was = manifest["configuration"] | {"dtype": manifest["model"]["dtype"]}
-        return replace(config, **{k: was[k] for k in ("model", "revision", "dtype", "fold")})
-    except (OSError, ValueError, KeyError, TypeError):
+        return replace(config, **{k: was[k] for k in ("model", "revision", "dtype", "fold")}), manifest
+    except (IndexError, KeyError):
         raise RequestError(f"find: {run} is no run folder; expected one that `conceptvec run` wrote") from None
 
 
-def _from_run(run: Path, model: Model, targets: np.ndarray) -> Source:
-    from safetensors.numpy import load_file
-
-    if json.loads((run / "manifest.json").read_text(encoding="utf-8"))["model"].get("fingerprint") != model.fingerprint:
+def _from_run(run: Path, manifest: dict[str, Any], model: Model, config: Config, targets: np.ndarray) -> Source:
+    if manifest["model"].get("fingerprint") != model.fingerprint:
         raise RequestError(f"find: {run} was made from other weights than {model.name}; run it again, or omit --run")
-    files = sorted((run / "projections").glob("layer_*.safetensors"))
-    if not files:
-        raise RequestError(f"find: {run} holds no projections; let `conceptvec run` finish Stage 1, or omit --run")
-    for file in files:
-        a = load_file(file)
+    asked = {f"projections/layer_{n:02d}.safetensors": n for n in parse_layers(config.layers, model.n_layers)}
+    if not (listed := [name for name in asked if name in manifest["parts"]]):
+        raise RequestError(f"find: {run} holds none of the layers; let `conceptvec run` finish Stage 1, or omit --run")
+    for name in listed:
+        if (a := read_part(run / name, manifest["parts"][name])) is None:
+            raise RequestError(f"find: {run / name} is damaged; `conceptvec run` makes it anew, or omit --run")
         deviation = np.sqrt(np.maximum(a["variance"], 1e-30))[:, None]
         poles = {}
-        for pole, ids, values in (("+", "top_ids", "top_values"), ("-", "bottom_ids", "bottom_values")):
-            y = np.abs(a[values] - a["mean"][:, None]) / deviation
-            poles[pole] = np.stack([np.where(a[ids] == t, y, 0).max(1) for t in targets], axis=1)
-        yield int(file.stem.removeprefix("layer_")), a["neurons"], poles
+        for pole, ids, values, sign in (("+", "top_ids", "top_values", 1), ("-", "bottom_ids", "bottom_values", -1)):
+            y = sign * (a[values] - a["mean"][:, None]) / deviation
+            poles[pole] = np.stack([np.where(a[ids] == t, np.maximum(y, 0), 0).max(1) for t in targets], axis=1)
+        yield asked[name], a["neurons"], poles
 
 
 def _describe(

@@ -16,13 +16,15 @@ So 0.75 means: three distinct words of the concept, and 30 % of the rank-weighte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from conceptvec.concepts import ConceptSet, load_concepts
+from conceptvec.errors import RequestError
 from conceptvec.words import BARE, is_numeral, languages, lemma, normalise, not_forms, stems
 
 HALF_LIFE = 10  # ranks after which a word's weight has halved
@@ -154,8 +156,10 @@ class Groups:
         at, hit, concept = self.at[kept], code[kept] // (n_concepts + 1) / 4, code[kept] % (n_concepts + 1) - 1
         cell = at // max(k, 1) * (n_concepts + 1) + concept  # one more column, always empty: it wins where nothing hits
         size = n * (n_concepts + 1)
-        share = np.bincount(cell, hit * self.weight.ravel()[at], size).reshape(n, -1) / self.total[:, None]
-        words = np.bincount(cell, hit, size).reshape(n, -1)
+        share, words = (
+            np.bincount(cell, x, size).reshape(n, n_concepts + 1) for x in (hit * self.weight.ravel()[at], hit)
+        )
+        share = share / self.total[:, None]
         # A list of fewer than four words cannot reach the share of four by having nothing else in it.
         share *= np.minimum(self.distinct / WORDS_AT_ONE, 1)[:, None]
         rows = np.arange(n)
@@ -185,7 +189,7 @@ def answer(score: float, threshold: float, name: str, repeated: float, rival: bo
 
 
 def score_tokens(
-    tokens: Sequence[str], concepts: ConceptSet | Lexicon | str | None = None, threshold: float = 0.75
+    tokens: Iterable[str], concepts: ConceptSet | Lexicon | str | Path | None = None, threshold: float = 0.75
 ) -> dict[str, Any]:
     """Score a bare list of tokens, most promoted first, by lexical evidence alone (no model).
 
@@ -197,9 +201,15 @@ def score_tokens(
 
     Returns:
         ``{"concept", "score", "components"}``; concept is a name, ``lexical``, ``mixed`` or ``none``.
+
+    Raises:
+        RequestError: a token is no text, or the concepts cannot be used.
     """
-    if concepts is None or isinstance(concepts, str):
-        concepts = load_concepts(concepts, with_prompts=False)
+    tokens = list(tokens) if not isinstance(tokens, str) else [tokens]
+    if bad := next((t for t in tokens if not isinstance(t, str)), None):
+        raise RequestError(f"score_tokens: got {bad!r} among the tokens, expected text")
+    if concepts is None or isinstance(concepts, str | Path):
+        concepts = load_concepts(None if concepts is None else str(concepts), with_prompts=False)
     lexicon = concepts if isinstance(concepts, Lexicon) else Lexicon.build(concepts)
     found = [lexicon.find(t) for t in tokens]
     lemmas, concept, hits = encode(found)

@@ -106,7 +106,7 @@ class Model:
         With `chat` the text is the beginning of the model's turn in its chat template.
 
         Raises:
-            RequestError: the tokenizer has no chat template.
+            RequestError: the tokenizer has no chat template, or is another model's.
         """
         if chat:
             if not getattr(self.tokenizer, "chat_template", None):
@@ -114,6 +114,11 @@ class Model:
             turn = [{"role": "user", "content": CHAT_REQUEST}]
             text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) + text
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if max(ids, default=0) >= self.vocab_size:
+            raise RequestError(
+                f"--model: the tokenizer of {self.name} gives the token {max(ids)}, and the model has only "
+                f"{self.vocab_size}: they do not belong together; fetch the files again"
+            )
         return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -46,6 +46,8 @@ def run(config: Config) -> Results:
     start = time.perf_counter()
     streamed = config.stages == (1,)  # the projection needs no forward pass
     model = load_weights(config) if streamed else load_model(config)
+    if config.chat_template and 3 in config.stages:
+        model.encode("", chat=True)  # refused before anything is written
     parts = open_run(model, config)
     load = round(time.perf_counter() - start, 3)
     candidates = extract(model, config, parts)

@@ -19,6 +19,7 @@ from conceptvec.checkpoint import ITEMSIZE, Checkpoint, find
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
+from conceptvec.verdict import MAX_Q
 
 BASE_MEMORY = 700 * 2**20  # Python and torch themselves
 PROMPT_TOKENS, CORPUS_TOKENS = 12, 40_000  # of a prompt with its answer, of the built-in corpus
@@ -72,8 +73,11 @@ def preflight(config: Config) -> Plan:
             configuration names is bad.
     """
     concepts = load_concepts(config.concepts)
+    from conceptvec.activations import read_corpus
     from conceptvec.models import choose_device, choose_dtype
 
+    for _ in read_corpus(config.corpus) if config.stages != (1,) else ():
+        pass  # to the end: it may stop being text anywhere
     checkpoint = find(config)
     device = choose_device(config.device)
     dtype, why = choose_dtype(config.dtype, device)
@@ -126,6 +130,11 @@ def _judge(plan: Plan, config: Config, folder: Path) -> None:
         problems.append(f"--out: {folder} cannot be written; give another folder")
     from conceptvec.store import differences, manifests
 
+    if 3 in config.stages and config.nulls < 1 / MAX_Q - 1:
+        warnings.append(
+            f"--nulls {config.nulls}: with fewer than {1 / MAX_Q - 1:.0f} null neurons no p can reach {MAX_Q}, so "
+            "nothing can be validated"
+        )
     for manifest in manifests(folder):
         changes = [] if config.overwrite else differences(manifest, config)
         plan["run_folder"]["state"] = f"resumed, {len(manifest['parts'])} parts are done"

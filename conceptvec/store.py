@@ -188,7 +188,7 @@ class RunFolder(Parts):
         try:
             for manifest in earlier:
                 for name in manifest["parts"]:
-                    if ".." not in Path(name).parts and not Path(name).is_absolute():
+                    if name.endswith(".safetensors") and ".." not in Path(name).parts and name[0] != "/":
                         (self.path / name).unlink(missing_ok=True)
             if earlier:
                 for file in [*self.path.glob("manifest*.json"), *self.path.glob("concept_vector_results_*.json")]:
@@ -222,21 +222,16 @@ class RunFolder(Parts):
 
     def load(self, name: str) -> Arrays | None:
         """The part, if it is listed and its bytes are those that were written."""
-        from safetensors.numpy import load
-
-        try:
-            content = (self.path / name).read_bytes()
-        except OSError:
-            return None
-        digest = hashlib.sha256(content).hexdigest()
-        if self.parts.get(name) != digest:
-            listed = [m["parts"].get(name) for m in manifests(self.path)] if self.world > 1 else []
-            if digest not in listed:
-                if name in self.parts:
-                    logger.warning("%s is damaged or was changed: it is computed again", self.path / name)
-                return None
-            self.parts[name] = digest
-        return {k: _text(v) if k.endswith("_json") else v for k, v in load(content).items()}
+        listed = [self.parts.get(name)]
+        if self.world > 1:
+            listed += [m["parts"].get(name) for m in manifests(self.path)]
+        for digest in filter(None, listed):
+            if (arrays := read_part(self.path / name, digest)) is not None:
+                self.parts[name] = digest
+                return arrays
+        if name in self.parts and (self.path / name).exists():
+            logger.warning("%s is damaged or was changed: it is computed again", self.path / name)
+        return None
 
     def save(self, name: str, arrays: Arrays) -> None:
         """Write the part and list it."""
@@ -261,8 +256,19 @@ class RunFolder(Parts):
         self.barrier()
 
 
-def _text(array: np.ndarray) -> Any:
-    return json.loads(array.tobytes().decode())
+def read_part(path: Path, digest: str) -> Arrays | None:
+    """A part, if its bytes are those that were listed."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            return None
+        found: Arrays = load(content)
+        return {k: json.loads(v.tobytes().decode()) if k.endswith("_json") else v for k, v in found.items()}
+    except (OSError, SafetensorError, ValueError):
+        return None
 
 
 def write_atomic(path: Path, content: bytes) -> None:

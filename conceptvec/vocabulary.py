@@ -10,6 +10,7 @@ import re
 
 import torch
 
+from conceptvec.errors import RequestError
 from conceptvec.models import Model
 
 LOW_NORM = 0.1  # share of the median row norm under which a row counts as untrained
@@ -30,4 +31,6 @@ def masked_tokens(model: Model, texts: list[str]) -> torch.Tensor:
     parts = model.unembedding.split(2**14)  # no copy of the whole matrix in another precision
     norms = torch.cat([torch.linalg.vector_norm(rows.float(), dim=1).cpu() for rows in parts])
     named_mask = torch.tensor(named)
+    if named_mask.all():
+        raise RequestError(f"--model: {model.name} has no token that can be shown; its tokenizer is another model's")
     return named_mask | (norms < LOW_NORM * norms[~named_mask].median())

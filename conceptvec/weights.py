@@ -39,10 +39,10 @@ class Weights(Model):
     def __post_init__(self) -> None:
         """Map the tensors' names and read the dimensions."""
         self.files = dict(_index(self.folder))
-        tied = "lm_head.weight" not in self.files or self.hf.get_text_config().tie_word_embeddings
+        tied = any(getattr(c, "tie_word_embeddings", True) for c in (self.hf, self.hf.get_text_config()))
         if tied:
             self.files.pop("lm_head.weight", None)
-        self._check(self.hf.get_text_config())
+        self._check(self.hf.get_text_config(), tied)
         self.n_layers = self.hf.get_text_config().num_hidden_layers
         self._readout = "embed_tokens.weight" if tied else "lm_head.weight"
         self.unembedding = self._read(self._readout).to(self.device)
@@ -50,25 +50,28 @@ class Weights(Model):
         self.intermediate_size = self.value_vectors(0).shape[0]
         self.bos_id = self.tokenizer.bos_token_id
 
-    def _check(self, config: Any) -> None:
+    def _check(self, config: Any, tied: bool) -> None:
         """Refuse files that do not hold what the configuration describes."""
         from safetensors import safe_open
 
-        down = [f"layers.{n}.mlp.down_proj.weight" for n in range(config.num_hidden_layers)]
-        post = self.family.post_norm
-        norms = ["norm.weight", *(f"layers.{n}.{post}.weight" for n in range(len(down)) if post)]
-        lacks = [n for n in ("embed_tokens.weight", *down, *norms) if n not in self.files]
+        hidden, rows = [config.hidden_size], [config.vocab_size, config.hidden_size]
+        expected = {"embed_tokens.weight": rows, "norm.weight": hidden} | ({} if tied else {"lm_head.weight": rows})
+        for n in range(config.num_hidden_layers):
+            expected[f"layers.{n}.mlp.down_proj.weight"] = [config.hidden_size, config.intermediate_size]
+            if self.family.post_norm:
+                expected[f"layers.{n}.{self.family.post_norm}.weight"] = hidden
+        lacks = [name for name in expected if name not in self.files]
         wrong = []
-        for name in () if lacks else down:
+        for name, shape in expected.items() if not lacks else ():
             file, key = self.files[name]
             with safe_open(file, "pt") as opened:
-                shape = opened.get_slice(key).get_shape()
-            if shape != [config.hidden_size, config.intermediate_size]:
-                wrong.append(f"{name} is {shape}, expected {[config.hidden_size, config.intermediate_size]}")
+                found = opened.get_slice(key)
+                if found.get_shape() != shape or found.get_dtype() not in ("F64", "F32", "BF16", "F16"):
+                    wrong.append(f"{name} is {found.get_dtype()} {found.get_shape()}, expected {shape}")
         if lacks or wrong:
             raise RequestError(
                 f"--model: {self.folder} does not hold the model that its config.json describes: {len(lacks)} weights "
-                f"are missing, {len(wrong)} have another size (first: {[*lacks, *wrong][0]}); fetch them again"
+                f"are missing, {len(wrong)} have another size or type (first: {[*lacks, *wrong][0]}); fetch them again"
             )
 
     def _read(self, name: str) -> torch.Tensor:
