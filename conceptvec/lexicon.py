@@ -206,8 +206,8 @@ def score_tokens(
         RequestError: a token is no text, or the concepts cannot be used.
     """
     tokens = list(tokens) if not isinstance(tokens, str) else [tokens]
-    if bad := next((t for t in tokens if not isinstance(t, str)), None):
-        raise RequestError(f"score_tokens: got {bad!r} among the tokens, expected text")
+    if bad := [t for t in tokens if not isinstance(t, str)]:
+        raise RequestError(f"score_tokens: got {bad[0]!r} among the tokens, expected text")
     if concepts is None or isinstance(concepts, str | Path):
         concepts = load_concepts(None if concepts is None else str(concepts), with_prompts=False)
     lexicon = concepts if isinstance(concepts, Lexicon) else Lexicon.build(concepts)

@@ -177,7 +177,7 @@ def cut(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-DOWN = "model.layers.1.mlp.down_proj.weight"
+DOWN, EMBED, NORM = "model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight", "model.norm.weight"
 MODELS = {
     "no config": (replace("config.json", None), "no config.json"), "bad config": (replace("config.json", b"{"), "JSON"),
     "list config": (replace("config.json", b"[1]"), "holds a list"),
@@ -204,6 +204,9 @@ MODELS = {
     "shard outside": (outside, "no usable weight_map"),
     "missing weight": (weights(lambda t: t.pop(DOWN)), "1 weights are missing"),
     "wrong size": (weights(lambda t: t.update({DOWN: t[DOWN][:, :5].copy()})), "fetch them again"),
+    "no readout": (config_json(tie_word_embeddings=False), "lm_head.weight"),
+    "fewer tokens": (weights(lambda t: t.update({EMBED: t[EMBED][:-9].copy()})), "fetch them again"),
+    "short norm": (weights(lambda t: t.update({NORM: t[NORM][:7].copy()})), "fetch them again"),
 }  # fmt: skip
 
 
@@ -383,3 +386,94 @@ def test_fuzzed_token_lists(tokens: list[str], tmp_path) -> None:
     file.write_text(json.dumps(concepts_document()))
     found = score_tokens(tokens, str(file))
     assert 0 <= found["score"] <= 1 and json.dumps(found, allow_nan=False)
+
+
+def test_a_filter_that_nothing_passes(tmp_path) -> None:
+    argv = ["run", "--device", "cpu", "--layers", "3", "--min-kurtosis", "1000", "--out", str(tmp_path / "r")]
+    assert main(argv) == 0
+    stats = load_results(tmp_path / "r")["pipeline_stats"]
+    assert (stats["filtered_candidates"], stats["concept_candidates"], stats["validated_vectors"]) == (0, 0, 0)
+
+
+def test_find_in_a_run_reads_only_sound_listed_layers(tmp_path, capsys) -> None:
+    out = str(tmp_path / "r")
+    argv = ["run", "--device", "cpu", "--stages", "1", "--max-vectors", "all", "--top-k", "4000", "--out", out]
+    assert main([*argv, "--seed", str(2**64)]) == 0
+    find = ["find", "dog", "--device", "cpu", "--json"]
+    capsys.readouterr()
+    assert main([*find, "--run", out]) == 0
+    kept = json.loads(capsys.readouterr().out)["results"]
+    assert main(find) == 0
+    assert {f["id"] for f in kept[:5]} == {f["id"] for f in json.loads(capsys.readouterr().out)["results"][:5]}
+    assert main([*find, "--run", out, "--layers", "1"]) == 0
+    assert {f["layer"] for f in json.loads(capsys.readouterr().out)["results"]} == {1}
+    assert "the model has 4 layers" in refused(capsys, *find, "--run", out, "--layers", "9")
+    layer = tmp_path / "r/projections/layer_02.safetensors"
+    layer.write_bytes(layer.read_bytes()[:-1])
+    assert "layer_02.safetensors is damaged" in refused(capsys, *find, "--run", out)
+    (tmp_path / "r/manifest.json").write_text("{}")
+    assert "not written by conceptvec" in refused(capsys, *find, "--run", out)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [([("The dog", " barks")] * 2, "prompts[1]: the same as [0]"), ([("dog " * 200, " barks")], "at most 128")],
+)
+def test_prompts_that_cannot_serve(prompts, said, tmp_path, capsys) -> None:
+    document = concepts_document()
+    document["concepts"]["animals"]["prompts"] = [{"prompt": p, "answer": a} for p, a in prompts]
+    (tmp_path / "c.json").write_text(json.dumps(document))
+    assert main(["prompts", "--device", "cpu", "--concepts", str(tmp_path / "c.json")]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--corpus", "corpus.txt"], ["--chat-template"]])
+def test_refused_before_anything_is_written(options, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_bytes(b"Sound text.\n" * 9 + b"\xff\xfe\n")
+    assert main(["run", "--device", "cpu", *options, "--out", "r"]) == 2
+    assert not Path("r").exists() and "Traceback" not in capsys.readouterr().err
+
+
+def test_few_nulls_are_told_beforehand(caplog) -> None:
+    from conceptvec import Config
+    from conceptvec.preflight import preflight
+
+    assert "nothing can be validated" in " ".join(preflight(Config(device="cpu", nulls=18))["warnings"])
+    assert not preflight(Config(device="cpu", nulls=19))["warnings"]
+
+
+def test_calibrate_needs_something_to_compare_with(tmp_path, capsys) -> None:
+    one = {"animals": concepts_document()["concepts"]["animals"]}
+    neutral = [{"prompt": "xq zq", "answer": " vv"}]
+    (tmp_path / "c.json").write_text(json.dumps({"concepts": one, "neutral_prompts": neutral}))
+    assert main(["calibrate", "--device", "cpu", "--layers", "3", "--concepts", str(tmp_path / "c.json")]) == 2
+    assert "calibrate: the model knows fewer than" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_closed_output_is_no_error(options) -> None:
+    command = " ".join([sys.executable, "-m", "conceptvec", "score-tokens", *options, "dog", "cat", ">&-"])
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_types_of_the_configuration(tmp_path) -> None:
+    from conceptvec import Config
+
+    (tmp_path / "birds.txt").write_text("robin\neagle")
+    config = Config(concepts=tmp_path / "birds.txt", out=tmp_path / "r", model=tmp_path)  # type: ignore[arg-type]
+    assert config.out == str(tmp_path / "r") and json.dumps(config.resolved())
+    bad = [("out", 5), ("revision", 5), ("concepts", {}), ("corpus", ["a"]), ("overwrite", "no"), ("chat_template", 1),
+           ("concepts", "a" * 5000), ("corpus", "a\0b")]  # fmt: skip
+    for name, value in bad:
+        with pytest.raises(RequestError, match=name.replace("_", "-")):
+            Config(**{name: value})  # type: ignore[arg-type]
+
+
+def test_tokens_of_other_types() -> None:
+    assert score_tokens(t for t in ("dog", "cat", "horse", "cow"))["concept"] == "animals"
+    assert score_tokens("dog") == score_tokens(["dog"])
+    for tokens in ([1], ["dog", None]):
+        with pytest.raises(RequestError, match="expected text"):
+            score_tokens(tokens)  # type: ignore[list-item]
