@@ -9,11 +9,11 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from conceptvec import __version__
+from conceptvec import __version__, display
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
 
@@ -101,8 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(args: argparse.Namespace) -> dict[str, Any]:
-    from conceptvec.display import printable
+Answer = tuple[dict[str, Any], Callable[[], str]]  # the document for --json, the text without it
+
+
+def _run(args: argparse.Namespace) -> Answer:
     from conceptvec.pipeline import results_path, run
 
     config = _config(args)
@@ -110,63 +112,47 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         from conceptvec.preflight import preflight
 
         plan = preflight(config)
-        if not args.json:
-            print(printable(str(plan), keep="\n"))
-        return plan
+        return plan, lambda: display.printable(str(plan), keep="\n")
     results = run(config)
-    where = config.folder(results["model"]["device"].partition(":")[0])
-    if not args.json:
-        seconds = sum(results["timings"].values())
-        print(f"{results!r}\n{results_path(where, results['model']['device'].partition(':')[0])}  ({seconds:.0f} s)")
-    return results
+    kind = results["model"]["device"].partition(":")[0]
+    path, seconds = results_path(config.folder(kind), kind), sum(results["timings"].values())
+    return results, lambda: f"{results!r}\n{path}  ({seconds:.0f} s)"
 
 
-def _show(args: argparse.Namespace) -> dict[str, Any]:
-    from conceptvec.display import table
+def _show(args: argparse.Namespace) -> Answer:
     from conceptvec.results import load_results
 
     document = load_results(args.results)
-    if not args.json:
-        print(table(document, None if args.all else 25))
-    return document
+    return document, lambda: display.table(document, None if args.all else 25)
 
 
-def _report(args: argparse.Namespace) -> dict[str, Any]:
+def _report(args: argparse.Namespace) -> Answer:
     from pathlib import Path
 
     from conceptvec.results import load_results
 
     results, run = load_results(args.run), Path(args.run)
     path = results.to_html(args.out or (run if run.is_dir() else run.parent) / "report.html")
-    print(path)
-    return results
+    return results, lambda: str(path)
 
 
-def _score_tokens(args: argparse.Namespace) -> dict[str, Any]:
+def _score_tokens(args: argparse.Namespace) -> Answer:
     from conceptvec.lexicon import score_tokens
 
     found = score_tokens(args.tokens, args.concepts)
-    if not args.json:
-        from conceptvec.display import printable
-
-        matched = printable(", ".join(found["components"]["matched"]))
-        print(f"{found['concept']}  score {found['score']:.2f}" + (f"  ({matched})" if matched else ""))
-    return found
+    matched = display.printable(", ".join(found["components"]["matched"]))
+    return found, lambda: f"{found['concept']}  score {found['score']:.2f}" + (f"  ({matched})" if matched else "")
 
 
-def _selfcheck(args: argparse.Namespace) -> dict[str, Any]:
-    from conceptvec.display import checks_table
+def _selfcheck(args: argparse.Namespace) -> Answer:
     from conceptvec.selfcheck import selfcheck
 
     found = selfcheck(_config(args))
-    if not args.json:
-        print(checks_table(found))
-    return found
+    return found, lambda: display.checks_table(found)
 
 
-def _prompts(args: argparse.Namespace) -> dict[str, Any]:
+def _prompts(args: argparse.Namespace) -> Answer:
     from conceptvec.concepts import load_concepts
-    from conceptvec.display import knowledge_table
     from conceptvec.experiment import PromptTable
     from conceptvec.models import load_model
 
@@ -174,13 +160,12 @@ def _prompts(args: argparse.Namespace) -> dict[str, Any]:
     prompts = load_concepts(config.concepts).prompts()
     model = load_model(config)
     document = {"model": model.facts(), "concepts": PromptTable.build(model, config, prompts).knowledge(prompts)}
-    if not args.json:
-        print(knowledge_table(document))
-    return document
+    return document, lambda: display.knowledge_table(document)
 
 
-def _calibrate(args: argparse.Namespace) -> dict[str, Any]:
+def _calibrate(args: argparse.Namespace) -> Answer:
     from conceptvec.calibrate import calibrate
+    from conceptvec.figures import calibration
     from conceptvec.models import load_model
     from conceptvec.store import write_atomic
 
@@ -192,38 +177,24 @@ def _calibrate(args: argparse.Namespace) -> dict[str, Any]:
     folder = folder if config.out else folder.with_name(folder.name + "-calibration")
     document = calibrate(model, config, args.vectors, args.planted)
     write_atomic(folder / "calibration.json", json.dumps(document, indent=1, allow_nan=False).encode())
-    from conceptvec.figures import calibration
-
     calibration(document).savefig(path := folder / "calibration.png", dpi=150)
-    if not args.json:
-        from conceptvec.display import calibration_table
-
-        print(f"{calibration_table(document)}\n{path}")
-    return document
+    return document, lambda: f"{display.calibration_table(document)}\n{path}"
 
 
-def _find(args: argparse.Namespace) -> dict[str, Any]:
+def _find(args: argparse.Namespace) -> Answer:
     from conceptvec.find import find
 
     if args.limit < 1:
         raise RequestError(f"--limit: got {args.limit}, expected a whole number of at least 1")
     found = find(args.words, _config(args), args.limit, args.run)
-    if not args.json:
-        from conceptvec.display import found_table
-
-        print(found_table(found))
-    return found
+    return found, lambda: display.found_table(found)
 
 
-def _bench(args: argparse.Namespace) -> dict[str, Any]:
+def _bench(args: argparse.Namespace) -> Answer:
     from conceptvec.bench import bench
 
     found = bench(_config(args).device, args.vectors, args.parts.split(","))
-    if not args.json:
-        from conceptvec.display import bench_table
-
-        print(bench_table(found))
-    return found
+    return found, lambda: display.bench_table(found)
 
 
 COMMANDS = {
@@ -250,12 +221,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         first = os.environ.get("RANK", "0") == "0"  # of several processes only the first talks
         logging.getLogger("conceptvec").setLevel(logging.INFO if first else logging.ERROR)
         with contextlib.nullcontext() if first else contextlib.redirect_stdout(None):
-            document = COMMANDS[args.command](args)
+            document, text = COMMANDS[args.command](args)
         if not first:
             return 0
-        if getattr(args, "json", False):
-            unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-            print(json.dumps(document, ensure_ascii=not unicode, indent=1, allow_nan=False))
+        unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        as_json = lambda: json.dumps(document, ensure_ascii=not unicode, indent=1, allow_nan=False)
+        print(as_json() if getattr(args, "json", False) else text())
         sys.stdout.flush()
         if document.get("ok", True):
             return 0
@@ -277,7 +248,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: object, status: int) -> int:
-    from conceptvec.display import printable
-
-    print(f"conceptvec: {printable(' '.join(str(message).split()))}", file=sys.stderr)
+    print(f"conceptvec: {display.printable(' '.join(str(message).split()))}", file=sys.stderr)
     return status
