@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from conceptvec.models import Model
 
 MAX_TOKENS = 128  # a passage is cut here; a prompt may be no longer
+PASS = {"cpu": 4096, "mps": 1024, "cuda": 1024}  # tokens of a forward pass; the statistics hold several copies
 WINDOW = 4096  # passages that are sorted by length at a time
 CONTEXTS = 5  # strongest contexts kept per neuron
 BINS = 32  # powers of two of |a|, from 2^-20 up
@@ -162,7 +163,7 @@ def corpus_activations(model: Model, config: Config, layers: Sequence[int]) -> A
     stream, start = passages(), 0
     with tqdm(desc="Stage 1: corpus", unit="passage", leave=False) as bar:
         while window := list(islice(stream, WINDOW)):
-            for members, ids in token_batches(model, window, size=4096):
+            for members, ids in token_batches(model, window, PASS[model.device.type]):
                 rows[:] = [start + i for i in members]
                 if ids.shape[1] > 1:
                     checking = _checking(model, layers) if not gather[layers[0]].n else nullcontext()
@@ -189,8 +190,10 @@ def _checking(model: Model, layers: Sequence[int]) -> Iterator[None]:
 
     def check(layer: int, output: torch.Tensor) -> None:
         expected = last[layer] @ model.value_vectors(layer)
-        error = (output[:, -1] - expected).float().norm() / expected.float().norm().clamp(min=1e-30)
-        if error > 64 * torch.finfo(model.dtype).eps:
+        # Relative to Σ_j |a_j| |d_j|, which rounding is proportional to, whatever cancels.
+        size = last[layer].abs() @ model.value_vectors(layer).abs()
+        error = (output[:, -1] - expected).float().norm() / size.float().norm().clamp(min=1e-30)
+        if not error <= 64 * torch.finfo(model.dtype).eps:
             raise RunError(
                 f"the MLP output of layer {layer} is not the sum of its value vectors (relative error {error:.1e}): "
                 "this model writes it in another way, or the device computes wrongly; try --device cpu"
@@ -227,8 +230,8 @@ class _Gather:
         self.positive += (flat > 0).sum(0).cpu()
         self.largest = torch.maximum(self.largest, flat.abs().amax(0))
         exponent = (flat.contiguous().view(torch.int32) >> 23 & 0xFF) - 127  # floor(log2 |a|), on any device
-        bins = (exponent.clamp(LOWEST, LOWEST + BINS - 1) - LOWEST).T.long()
-        self.histogram.scatter_add_(1, bins, (flat.T != 0).to(torch.int32))
+        bins = (exponent.clamp(LOWEST, LOWEST + BINS - 1) - LOWEST).T.long().contiguous()
+        self.histogram.scatter_add_(1, bins, (flat.T != 0).to(torch.int32).contiguous())
         # The strongest position of every passage, then the strongest passages (one context per passage).
         strength, position = a.abs().max(1)
         signed = a.gather(1, position[:, None]).squeeze(1)

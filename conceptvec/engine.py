@@ -306,9 +306,12 @@ class Engine:
             np.add.at(total, rows[span], (own[:, 0] - normaliser).cpu().double().numpy())
             if ranks:
                 np.maximum.at(worst, rows[span], (logits > own).sum(1).cpu().numpy() + 1)
-            for i, r in enumerate(rows[span]) if reference else ():
-                if first[part + i] and (clean := reference.get(int(prompts[r]))) is not None:
-                    divergence[r] = float((clean.exp() * (clean - logits[i] + normaliser[i])).sum())
+            known = reference or {}
+            clean = [known.get(int(prompts[r])) if first[part + i] else None for i, r in enumerate(rows[span])]
+            if hit := [i for i, c in enumerate(clean) if c is not None]:
+                p = torch.stack([c for c in clean if c is not None])
+                kl = (p.exp() * (p - logits[hit] + normaliser[hit, None])).sum(1)
+                divergence[rows[span][hit]] = kl.cpu().double().numpy()
         if not np.isfinite(total).all():
             raise RunError(
                 "NaN or infinity in the logits after the last layer: likely float16 arithmetic or a broken "

@@ -16,7 +16,10 @@ from conceptvec.errors import RunError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-MARKS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+MARKS = (
+    "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory",
+    "cublas_status_alloc_failed", "invalid buffer size",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:

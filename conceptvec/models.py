@@ -127,7 +127,7 @@ class Model:
         Also for bfloat16 the product comes out in float32: rounded to bfloat16, logits of 16 to 32 lie 0.125 apart.
         """
         states = self.norm(hidden)
-        if states.dtype is torch.float32:
+        if states.dtype is torch.float32 and states.device.type != "mps":  # there products of this width may be slow
             logits = states @ self.unembedding.T
         elif wide_products(self.device):
             logits = torch.mm(states, self.unembedding.T, torch.float32)
@@ -180,7 +180,8 @@ def fingerprint(model: Model, config: Any, tensors: Iterable[tuple[str, torch.Te
 
 def wide_products(device: torch.device) -> bool:
     """Whether products of bfloat16 can come out in float32: on CUDA, from torch 2.8 on."""
-    return device.type == "cuda" and tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
+    version = tuple(int(x) for x in torch.__version__.split(".")[:2])
+    return device.type == "cuda" and torch.version.hip is None and version >= (2, 8)
 
 
 def choose_device(name: str) -> torch.device:

@@ -4,8 +4,8 @@ For a direction d the readout is ``z_t = E_t · d`` over the shown tokens t. No 
 
 1. The vocabulary is cut into chunks whose part of the readout stays in the cache. A chunk's product is taken in the
    **preselection precision**: bfloat16 where the processor has units for it, float32 elsewhere.
-2. Blocks of 16 tokens are reduced to their extremes. Only blocks that reach past the `keep` best tokens so far are
-   looked into; their tokens are merged into these. Variance, skew and kurtosis come from power sums about the mean
+2. Blocks of 16 tokens are reduced to their extremes, and only the best blocks are looked into; their tokens are merged
+   into the `keep` best so far. Variance, skew and kurtosis come from power sums about the mean
    ``d · mean(E)``, taken while the chunk is in the cache.
 3. The survivors' values are computed again in float64 and rounded to float32 **correctly**: where the float64 error
    leaves the rounding open, the sum is repeated without error (`math.fsum`). Ids and values are thus a function of
@@ -33,7 +33,7 @@ from conceptvec.memory import Batch
 from conceptvec.models import wide_products
 from conceptvec.scan import BLOCK, Scan, Workspace, dots
 
-COLUMNS = {"cpu": 8192, "mps": 65_536, "cuda": 65_536}  # tokens per chunk, where the readout's part fits the cache
+COLUMNS = {"cpu": 32_768, "mps": 32_768, "cuda": 65_536}  # tokens per chunk; above 2^15 macOS 14.0 has a slow product
 COMPILED_COLUMNS = 2048  # the same for the compiled kernels, where a chunk costs one call
 SPARE = {torch.float32: 14, torch.bfloat16: 90}  # survivors beyond k that guard against rounding
 MORE = {torch.float32: 200}  # the same where a row is repeated

@@ -27,8 +27,8 @@ class Workspace(dict[str, torch.Tensor]):
 class Scan:
     """What a batch of n readouts leaves behind: the `keep` best tokens so far of both poles, and the power sums.
 
-    Newcomers wait until the tokens seen have doubled since the last merge: till then the level they must pass is a
-    little low, which costs fewer of them than merging every chunk would.
+    A chunk's `keep` best tokens lie in its `keep` best blocks. No shape depends on the data, so that a GPU never waits
+    for the CPU, and MPS, which compiles and keeps a graph for every shape, compiles few.
 
     Args:
         mean: (n,) about which the powers are summed.
@@ -47,8 +47,6 @@ class Scan:
         # The lower pole's values are negated: larger is better for both.
         self.ids = torch.zeros(2, n, keep, dtype=torch.int64, device=device)  # indices of shown tokens
         self.values = torch.full((2, n, keep), -math.inf, device=device)
-        self.waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # (row of 2n, token, value)
-        self.due = 0
 
     def add(self, z: torch.Tensor, start: int) -> None:
         """Take in a chunk of readouts, float32 or bfloat16 (C, n), from shown token `start` on. It is overwritten."""
@@ -65,45 +63,18 @@ class Scan:
         n, keep = z.shape[1], self.ids.shape[2]
         whole = len(z) // BLOCK * BLOCK
         tiles = z[:whole].view(whole // BLOCK, BLOCK, n)
-        extremes = torch.stack([tiles.amax(1), tiles.amin(1).neg_()])  # (2, C / BLOCK, n)
-        level, passes = self.values[:, :, -1], torch.gt
-        if start == 0 and extremes.shape[1] >= keep:  # at least `keep` tokens are as large as the keep-th block
-            level, passes = extremes.topk(keep, dim=1).values[:, -1], torch.ge
-        pole, block, row = passes(extremes, level[:, None]).nonzero(as_tuple=True)
-        inside = tiles[block, :, row] * (1 - 2 * pole)[:, None]  # (m, BLOCK)
-        pair, lane = passes(inside, level[pole, row][:, None]).nonzero(as_tuple=True)
-        self.waiting.append(((pole * n + row)[pair], block[pair] * BLOCK + lane + start, inside[pair, lane]))
-        if whole < len(z):  # the vocabulary's last, incomplete block
-            rest = torch.stack([z[whole:], -z[whole:]])
-            pole, last, row = passes(rest, level[:, None]).nonzero(as_tuple=True)
-            self.waiting.append((pole * n + row, last + whole + start, rest[pole, last, row]))
-        if start + len(z) >= self.due:
-            self._merge()
-            self.due = 2 * (start + len(z))
-
-    def _merge(self) -> None:
-        """Sort what waits into the best so far."""
-        row, token, value = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
-        self.waiting = [(row[:0], token[:0], value[:0])]
-        if not len(row):
-            return
-        n, keep = self.ids.shape[1:]
-        # Ragged to rectangular: the i-th newcomer of a row goes into column i.
-        order = row.argsort(stable=True)
-        row, token, value = row[order], token[order], value[order]
-        count = torch.bincount(row, minlength=2 * n)
-        column = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-        width = int(count.max())
-        values = torch.full((2 * n, width), -math.inf, device=row.device)
-        ids = torch.zeros(2 * n, width, dtype=torch.int64, device=row.device)
-        values[row, column], ids[row, column] = value, token
-        best = torch.cat([self.values, values.view(2, n, width)], 2).topk(keep, dim=2)
-        self.ids = torch.cat([self.ids, ids.view(2, n, width)], 2).gather(2, best.indices)
-        self.values = best.values
+        extremes = torch.stack([tiles.amax(1), tiles.amin(1).neg_()]).transpose(1, 2).contiguous()  # (2, n, C / BLOCK)
+        block = extremes.topk(min(keep, extremes.shape[2]), dim=2, sorted=False).indices
+        token = (block[..., None] * BLOCK + torch.arange(BLOCK, device=z.device)).flatten(2)
+        rest = torch.arange(whole, len(z), device=z.device)  # the vocabulary's last, incomplete block
+        token = torch.cat([token, rest.expand(2, n, -1)], 2)
+        turned = z.T.contiguous()
+        inside = torch.stack([turned.gather(1, token[0]), -turned.gather(1, token[1])])
+        best = torch.cat([self.values, inside], 2).topk(keep, dim=2)
+        self.values, self.ids = best.values, torch.cat([self.ids, token + start], 2).gather(2, best.indices)
 
     def best(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The survivors of both poles, as ids (2, n, keep) and values (2, n, keep), largest first."""
-        self._merge()
         return self.ids, self.values
 
 

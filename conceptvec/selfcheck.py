@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from conceptvec.activations import _Gather
 from conceptvec.concepts import Prompt, load_concepts
 from conceptvec.config import Config
 from conceptvec.damage import Damage, damages
 from conceptvec.engine import Engine, split_answer
 from conceptvec.errors import RunError
 from conceptvec.extraction import Candidates, Projections, Projector, make_projector, project_layer
+from conceptvec.projection import REDUCED
 from conceptvec.store import plain
 
 if TYPE_CHECKING:
@@ -187,7 +189,8 @@ def selfcheck(config: Config) -> dict[str, Any]:
     from conceptvec.results import environment
 
     model = load_model(config)
-    checks = [_try(*check) for check in [*_operations(model.device, model.dtype), *_stages(model, config)]]
+    operations = _operations(model.device, model.dtype, max(REDUCED, model.intermediate_size))
+    checks = [_try(*check) for check in [*operations, *_stages(model, config)]]
     return {
         "ok": all(c["ok"] for c in checks), "device": str(model.device), "model": model.name,
         "dtype": str(model.dtype).removeprefix("torch."), "why": model.why, "checks": checks,
@@ -207,7 +210,7 @@ def _try(name: str, shapes: str, allowed: float, measure: Callable[[], float]) -
             "ok": bool(difference <= allowed), "problem": problem}  # fmt: skip
 
 
-def _operations(device: torch.device, dtype: torch.dtype) -> list[Check]:
+def _operations(device: torch.device, dtype: torch.dtype, longest: int) -> list[Check]:
     """Single operations on shapes that have gone wrong somewhere; differences are relative to the largest value."""
 
     def draw(*shape: int) -> torch.Tensor:
@@ -243,6 +246,13 @@ def _operations(device: torch.device, dtype: torch.dtype) -> list[Check]:
         exact = x.double() @ rows.double().T
         return max(_relative(values, exact.topk(50, 1).values), _relative(values, exact.gather(1, top.long())))
 
+    def statistics() -> float:
+        a, gathers = draw(5, 33, 300), [_Gather(300, torch.device("cpu")), _Gather(300, device)]
+        for gather in gathers:
+            gather.add(a.to(gather.largest.device), list(range(5)))
+        pairs = zip(*(gather.result() for gather in gathers), strict=True)
+        return max(float(np.abs(x - y).max()) for x, y in pairs)
+
     linear, attend = torch.nn.functional.linear, lambda *qkv: against(attention, *qkv)
     gelu = lambda x: torch.nn.functional.gelu(x, approximate="tanh")
     some = 2e-5
@@ -254,13 +264,14 @@ def _operations(device: torch.device, dtype: torch.dtype) -> list[Check]:
     return [
         ("matrix product", "(200, 1152) @ (1152, 4096)", some, lambda: against(torch.mm, left.T.contiguous(), right)),
         ("transposed operand", "(1152, 200)ᵀ @ (1152, 4096)", some, lambda: against(lambda a, b: a.T @ b, left, right)),
-        ("long reduction", "(8, 40000) @ (40000, 64)", 1e-4,
-         lambda: against(torch.mm, draw(8, 40000), draw(40000, 64))),
+        ("longest reduction of a run", f"(64, {longest}) @ ({longest}, 64)", 1e-4,
+         lambda: against(torch.mm, draw(64, longest), draw(longest, 64))),
         ("batched product", "(16, 64, 1152) @ (16, 1152, 1)", some, lambda: against(torch.bmm, many, vectors)),
         ("layer in the model's precision", "(64, 1152) to 6912", half, lambda: against(linear, state, weight)),
         ("masked attention", "(3, 4, 33, 16)", half, lambda: attend(*draw(3, 3, 4, 33, 16).to(dtype))),
         ("GELU of large values", "(200001,) from -1000 to 1000", half, lambda: against(gelu, values)),
         ("selection over the vocabulary", f"(3, {GEMMA_VOCABULARY})", 0.0, selection),
+        ("activation statistics", "(5, 33, 300)", 1e-5, statistics),
         ("random numbers", "(100000,)", 1e-5, random_numbers),
         ("projection at Gemma's width", f"(4, 64) onto {GEMMA_VOCABULARY} tokens", READOUT, wide),
     ]  # fmt: skip

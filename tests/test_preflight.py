@@ -144,6 +144,7 @@ def test_without_a_network_the_cache_is_used(tiny_folder, tmp_path) -> None:
     (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE")}
     environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}  # nothing listens there
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
 
     def dry_run(name: str) -> subprocess.CompletedProcess:
         argv = [sys.executable, "-m", "conceptvec", "run", "--dry-run", "--device", "cpu", "--model", name]
