@@ -1,7 +1,7 @@
 """`scan` in compiled form, for processors: `kernels.cpp`, built once with the machine's g++ and kept in the cache.
 
-On two cores, one pass over a chunk takes a fifth of what PyTorch's ten passes do (`conceptvec bench`). Where there is
-no g++, or the build fails, PyTorch's version is used: the results are the same.
+On two cores with bfloat16 units the projection takes a third of the time that PyTorch's passes need (`bench`).
+Where there is no g++, or the build fails, these are used: the results are the same.
 """
 
 from __future__ import annotations
