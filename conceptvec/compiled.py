@@ -38,9 +38,11 @@ def library() -> ctypes.CDLL | None:
         if compiler is None:
             raise FileNotFoundError("there is no g++")
         path = _folder() / f"kernels-{_fingerprint(compiler)}.so"
-        if not path.exists():
+        try:
+            found = ctypes.CDLL(str(path))
+        except OSError:  # not there yet, or damaged
             _build(compiler, path)
-        found = ctypes.CDLL(str(path))
+            found = ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
         detail = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
         logger.info("the projection takes PyTorch's loops, which are slower, since its own can't be built: %s", detail)
