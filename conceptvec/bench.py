@@ -77,8 +77,7 @@ def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
         plain: where the kernels were used, the same ratios without them, in the same run.
     """
     torch.manual_seed(0)
-    native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-    stored = torch.bfloat16 if native else torch.float32
+    stored = choose_dtype("auto", device)[0]
     unembedding = torch.empty(VOCABULARY, HIDDEN, device=device, dtype=stored).normal_()
     directions = torch.randn(vectors, HIDDEN).to(device)
     nothing = torch.zeros(VOCABULARY, dtype=torch.bool)

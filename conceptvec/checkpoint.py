@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptvec.config import Config
-from conceptvec.errors import RequestError, RunError
+from conceptvec.errors import RequestError, RunError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def fetch(checkpoint: Checkpoint) -> Path:
         if refused:
             raise refused from None
         raise RunError(
-            f"the download of {checkpoint.name} failed ({_first_line(error)}); what has arrived is kept. Check the "
+            f"the download of {checkpoint.name} failed ({first_line(error)}); what has arrived is kept. Check the "
             "network and the room on the disk, then run the same command again."
         ) from None
     return _in_folder(checkpoint.name, "hub", Path(folder), checkpoint.revision).folder or Path(folder)
@@ -147,7 +147,7 @@ def _headers(folder: Path, shards: list[str]) -> None:
                 file.keys()  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise RequestError(
-                f"--model: {folder / shard} is damaged ({_first_line(error)}); fetch the file again"
+                f"--model: {folder / shard} is damaged ({first_line(error)}); fetch the file again"
             ) from None
 
 
@@ -167,7 +167,7 @@ def _json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError(
-            f"--model: {path} is not readable JSON ({_first_line(error)}); fetch the file again"
+            f"--model: {path} is not readable JSON ({first_line(error)}); fetch the file again"
         ) from None
     if not isinstance(found, dict):
         raise RequestError(f"--model: {path} holds a {type(found).__name__}, expected a JSON object; fetch it again")
@@ -231,10 +231,10 @@ def _from_cache(name: str, revision: str | None, error: Exception) -> Checkpoint
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (OSError, ValueError):
         raise RequestError(
-            f"--model: {name} is not on this machine and the Hub cannot be reached ({_first_line(error)}). Check the "
+            f"--model: {name} is not on this machine and the Hub cannot be reached ({first_line(error)}). Check the "
             "network and HF_HUB_OFFLINE, or give a model folder; --model demo needs no network."
         ) from None
-    logger.warning("the Hub cannot be reached (%s): using %s as it is in the cache", _first_line(error), name)
+    logger.warning("the Hub cannot be reached (%s): using %s as it is in the cache", first_line(error), name)
     return _in_folder(name, "cache", folder, folder.name)
 
 
@@ -263,7 +263,3 @@ def _refused(name: str, error: Exception) -> RequestError | None:
             "name, set HF_TOKEN or run `hf auth login`. --model demo needs neither."
         )
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -20,7 +20,9 @@ from pathlib import Path
 
 import torch
 
+from conceptvec.errors import first_line
 from conceptvec.scan import Workspace
+from conceptvec.store import write_atomic
 
 logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -43,8 +45,8 @@ def library() -> ctypes.CDLL | None:
         except OSError:  # not there yet, or damaged
             _build(compiler, path)
             found = ctypes.CDLL(str(path))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
-        detail = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder, a full disk
+        detail = first_line(getattr(error, "stderr", None) or error)
         logger.info("the projection takes PyTorch's loops, which are slower, since its own can't be built: %s", detail)
         return None
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -72,12 +74,12 @@ def _fingerprint(compiler: str) -> str:
 
 
 def _build(compiler: str, path: Path) -> None:
-    """Compile into a file of its own and move it into place: several processes may do so at once."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    """Compile elsewhere and put the file in place as a whole: several processes may do so at once."""
+    with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / path.name
         command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
-        os.replace(made, path)
+        write_atomic(path, made.read_bytes())
 
 
 def usable(matrix: torch.Tensor) -> bool:

@@ -102,7 +102,7 @@ class Config:
             path = getattr(self, name)
             if path is None or (name == "concepts" and in_place(path)):
                 continue
-            if not _is_file(path):
+            if not is_file(path):
                 raise RequestError(f"{name}: no file at {path[:200]!r}; give the path of a readable file")
 
     def resolved(self) -> dict[str, Any]:
@@ -134,7 +134,8 @@ def parse_layers(text: str, n_layers: int | None) -> list[int]:
     return sorted(chosen)
 
 
-def _is_file(path: str) -> bool:
+def is_file(path: str) -> bool:
+    """Whether there is a file; text that can be no file's name is none."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):  # longer than any file's name, or no name at all

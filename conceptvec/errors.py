@@ -9,6 +9,11 @@ class _Plain(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+def first_line(error: object, width: int = 200) -> str:
+    """The beginning of an error's text, to be quoted in a message; its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:width]
+
+
 class RequestError(_Plain, ValueError):
     """The request itself is bad: the message says what was got, what was expected, what to do next."""
 

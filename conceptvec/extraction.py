@@ -99,13 +99,13 @@ def sample_neurons(layer: int, intermediate_size: int, max_vectors: int | None, 
 def project_layer(model: Model, projector: Projector, layer: int, config: Config) -> Projections:
     """Project the chosen value vectors of one layer."""
     neurons = sample_neurons(layer, model.intermediate_size, config.max_vectors, config.seed)
-    some = torch.as_tensor(neurons, dtype=torch.long, device=model.device)
+    vectors = model.value_vectors(layer)[torch.as_tensor(neurons, dtype=torch.long, device=model.device)].float()
     before = projector.fallbacks.copy()
-    found = projector(model.readout_directions(layer, config.fold, some), config.batch_size)
+    found = projector(model.folded(vectors, layer, config.fold), config.batch_size)
     arrays = {k: v.numpy() for k, v in found._asdict().items()}
     arrays |= {k: arrays[k].astype(np.int32) for k in ("top_ids", "bottom_ids")}
     return Projections(
-        layer, neurons, norms=torch.linalg.vector_norm(model.value_vectors(layer)[some].float(), dim=1).cpu().numpy(),
+        layer, neurons, norms=torch.linalg.vector_norm(vectors, dim=1).cpu().numpy(),
         fallbacks=projector.fallbacks - before, **arrays,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from conceptvec.errors import RunError
+from conceptvec.errors import RunError, first_line
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def _reason(error: Exception) -> str:
     """The first words of an out-of-memory error; any other is raised again."""
     if not is_out_of_memory(error):
         raise error
-    return str(error).splitlines()[0][:120] if str(error) else "MemoryError"
+    return first_line(error, 120)
 
 
 def empty_caches() -> None:

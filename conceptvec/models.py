@@ -77,12 +77,16 @@ class Model:
         return scale
 
     def readout_directions(self, layer: int, fold: str, neurons: Any = slice(None)) -> torch.Tensor:
-        """The value vectors of a layer, or of some of its neurons, folded: float32 (n, hidden_size).
+        """The value vectors of a layer, or of some of its neurons, folded: float32 (n, hidden_size)."""
+        return self.folded(self.value_vectors(layer)[neurons], layer, fold)
+
+    def folded(self, vectors: torch.Tensor, layer: int, fold: str) -> torch.Tensor:
+        """What value vectors (n, hidden_size) of a layer are in the readout: float32, of the same shape.
 
         Raises:
             RunError: the weights hold NaN or infinity.
         """
-        directions = (self.value_vectors(layer)[neurons].float() * self.fold_scale(layer, fold)).contiguous()
+        directions = (vectors.float() * self.fold_scale(layer, fold)).contiguous()
         if not torch.isfinite(directions).all():
             raise RunError(
                 f"NaN or infinity in down_proj or a norm of layer {layer}: the weights of {self.name} are broken; "

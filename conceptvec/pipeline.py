@@ -107,9 +107,8 @@ def export_vectors(model: Model, config: Config, results: Results, path: Path) -
     vectors = torch.zeros(len(results.validated), model.hidden_size)
     directions = torch.zeros_like(vectors)
     for i, e in enumerate(results.validated):
-        sign = 1 if e["pole"] == "+" else -1
-        vectors[i] = sign * model.value_vectors(e["layer"])[e["neuron"]].float()
-        directions[i] = sign * model.readout_directions(e["layer"], config.fold, e["neuron"])
+        vector = model.value_vectors(e["layer"])[e["neuron"]].float() * (1 if e["pole"] == "+" else -1)
+        vectors[i], directions[i] = vector, model.folded(vector, e["layer"], config.fold)
     metadata = {
         "ids": json.dumps([e["id"] for e in results.validated]),
         "concepts": json.dumps([e["concept"] for e in results.validated]),

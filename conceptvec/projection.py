@@ -31,7 +31,7 @@ from conceptvec.compiled import CompiledScan, compiled_dots, usable
 from conceptvec.errors import RunError
 from conceptvec.memory import Batch
 from conceptvec.models import wide_products
-from conceptvec.scan import BLOCK, Scan, Workspace, dots
+from conceptvec.scan import BLOCK, Scan, Workspace, dots, exact_device
 
 COLUMNS = {"cpu": 32_768, "mps": 32_768, "cuda": 65_536}  # tokens per chunk; above 2^15 macOS 14.0 has a slow product
 COMPILED_COLUMNS = 2048  # the same for the compiled kernels, where a chunk costs one call
@@ -79,7 +79,7 @@ class Projector:
         top_k: tokens per pole; at most the number of shown tokens are kept.
         precision: of the preselection; by default the fastest, and float32 for a small unembedding.
         columns: tokens per chunk.
-        compiled: take the compiled kernels; by default where they are, and not for a small unembedding.
+        compiled: take the compiled kernels, where they are; by default not for a small unembedding.
 
     Raises:
         RunError: the unembedding holds NaN or infinity.
@@ -98,11 +98,9 @@ class Projector:
         # A small matrix gains nothing from bfloat16, and its moments would show the rounding.
         large = unembedding.numel() >= LARGE
         self.precision = precision or (preselection(self.device) if large else torch.float32)
-        self.compiled = usable(unembedding) if large and compiled is None else bool(compiled)
+        self.compiled = (large if compiled is None else compiled) and usable(unembedding)
         columns = columns or (COMPILED_COLUMNS if self.compiled else COLUMNS[self.device.type])
         self.columns = max(BLOCK, columns // BLOCK * BLOCK)
-        # float64 is missing on MPS; there the few exact sums are taken on the CPU.
-        self.exact = torch.device("cpu") if self.device.type == "mps" else self.device
         self.fallbacks = np.zeros(2, np.int32)
         total = torch.zeros(unembedding.shape[1], dtype=torch.float64)
         self.largest, self.residual = 0.0, 0.0  # of the rows' norms, and of their distance to bfloat16
@@ -224,8 +222,9 @@ class Projector:
 
     def _fully(self, direction: torch.Tensor, sign: float) -> tuple[torch.Tensor, torch.Tensor]:
         """One pole of one direction from its full float64 readout: ids (k,) and values (k,)."""
-        d = direction.to(self.exact).double()
-        z = torch.cat([rows.to(self.exact).double() @ d for _, rows in self.chunks(torch.float32)]).cpu()
+        exact = exact_device(self.device)
+        d = direction.to(exact).double()
+        z = torch.cat([rows.to(exact).double() @ d for _, rows in self.chunks(torch.float32)]).cpu()
         error = len(d) * 2.0**-52 * self.largest * float(torch.linalg.vector_norm(direction))
         level = (z * sign).topk(self.k).values[-1]  # values that round to the same float32 are ties: they belong here
         near = torch.nonzero((z * sign + error).float() >= (level - error).float()).flatten()

@@ -78,11 +78,15 @@ class Scan:
         return self.ids, self.values
 
 
+def exact_device(device: torch.device) -> torch.device:
+    """Where the few exact sums are taken: MPS has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def dots(matrix: torch.Tensor, ids: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     """``matrix[ids] · directions`` in float64, for ids (n, m) and directions (n, H): (n, m) on the CPU."""
     n, m = ids.shape
-    # float64 is missing on MPS; there the few exact sums are taken on the CPU.
-    exact = torch.device("cpu") if matrix.device.type == "mps" else matrix.device
+    exact = exact_device(matrix.device)
     out = torch.empty(n, m, dtype=torch.float64)
     step = max(1, SLICE[matrix.device.type] // (m * directions.shape[1]))
     for i in range(0, n, step):

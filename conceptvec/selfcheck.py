@@ -55,9 +55,7 @@ def _readout_difference(model: Model, rows: Sequence[tuple[Projections, int]], s
         model.value_vectors(p.layer)[int(p.neurons[i])].cpu().double() * model.fold_scale(p.layer, fold).cpu().double()
         for p, i in rows
     ])  # fmt: skip
-    starts = range(0, model.vocab_size, COLUMNS)  # a chunk at a time: the whole in float64 takes gigabytes
-    chunks = (model.unembedding[i : i + COLUMNS].cpu().double() for i in starts)
-    exact = torch.cat([directions @ chunk.T for chunk in chunks], 1).numpy()  # (R, V)
+    exact = _readouts(model, directions).numpy()  # (R, V)
     worst = 0.0
     for (p, i), readout in zip(rows, exact, strict=True):
         ordered = np.sort(readout[shown])
@@ -68,6 +66,11 @@ def _readout_difference(model: Model, rows: Sequence[tuple[Projections, int]], s
             wrong = max(np.abs(values - readout[ids]).max(), np.abs(values - best[: len(values)]).max())
             worst = max(worst, float(wrong / max(np.abs(ordered[[0, -1]]).max(), 1e-30)))
     return worst
+
+
+def _readouts(model: Model, x: torch.Tensor) -> torch.Tensor:
+    """``x @ unembedding.T`` in float64 on the CPU, a chunk at a time: the whole in float64 takes gigabytes."""
+    return torch.cat([x @ rows.cpu().double().T for rows in model.unembedding.split(COLUMNS)], 1)
 
 
 def damage_agreement(model: Model, config: Config, layers: Sequence[int]) -> dict[str, Any]:
@@ -131,8 +134,7 @@ def reference(model: Model, prompts: Sequence[Prompt], cases: Sequence[tuple[int
     rows = [(row, at) for row, (tokens, start) in enumerate(encoded * len(cases)) for at in range(start, len(tokens))]
     row, at = torch.tensor(rows).T
     states = hidden[row, at - 1]  # (N, H): they predict the answers' tokens
-    chunks = (model.unembedding[i : i + COLUMNS].cpu().double() for i in range(0, model.vocab_size, COLUMNS))
-    logits = torch.cat([states @ chunk.T for chunk in chunks], 1)
+    logits = _readouts(model, states)
     logits = torch.tanh(logits / model.softcap) * model.softcap if model.softcap else logits
     found = logits.log_softmax(1).gather(1, ids[row, at][:, None])[:, 0].numpy()
     out = np.bincount(row, found) / np.bincount(row)

@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from conceptvec import __version__
-from conceptvec.config import Config
-from conceptvec.errors import RequestError, RunError
+from conceptvec.config import Config, is_file
+from conceptvec.errors import RequestError, RunError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def identity(config: Config) -> dict[str, Any]:
     files = {
         name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
         for name, path in (("concepts", config.concepts), ("corpus", config.corpus))
-        if path is not None and Path(path).is_file()  # concepts given in place stand in the configuration
+        if path is not None and is_file(path)  # concepts given in place stand in the configuration
     }
     return {"conceptvec_version": __version__, "configuration": config.identity(), "files": files}
 
@@ -212,7 +212,7 @@ class RunFolder(Parts):
             self._world.wait_for_everyone()
         except RuntimeError as error:
             raise RunError(
-                f"another process was lost ({str(error).strip().splitlines()[0][:120]}); what was finished is kept. "
+                f"another process was lost ({first_line(error, 120)}); what was finished is kept. "
                 "Run the same command again to resume."
             ) from None
 
@@ -222,16 +222,19 @@ class RunFolder(Parts):
 
     def load(self, name: str) -> Arrays | None:
         """The part, if it is listed and its bytes are those that were written."""
-        listed = [self.parts.get(name)]
-        if self.world > 1:
-            listed += [m["parts"].get(name) for m in manifests(self.path)]
-        for digest in filter(None, listed):
+        for digest in filter(None, self._digests(name)):
             if (arrays := read_part(self.path / name, digest)) is not None:
                 self.parts[name] = digest
                 return arrays
         if name in self.parts and (self.path / name).exists():
             logger.warning("%s is damaged or was changed: it is computed again", self.path / name)
         return None
+
+    def _digests(self, name: str) -> Iterator[str | None]:
+        """What this process listed, then what the others did, whose manifests are read only if it comes to that."""
+        yield self.parts.get(name)
+        if self.world > 1:
+            yield from (manifest["parts"].get(name) for manifest in manifests(self.path))
 
     def save(self, name: str, arrays: Arrays) -> None:
         """Write the part and list it."""

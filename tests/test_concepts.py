@@ -169,3 +169,8 @@ def test_concepts_in_place_go_through_a_run(tmp_path) -> None:
     assert cli.main([*argv, "--concepts", "birds=robin,eagle"]) == 0  # resumed
     assert cli.main([*argv, "--concepts", "birds=robin,owl"]) == 2  # another run
     assert cv.load_results(tmp_path)["candidate_distribution"].keys() == {"birds"}
+
+
+def test_many_words_in_place_are_no_files_name(tmp_path) -> None:
+    argv = ["run", "--device", "cpu", "--stages", "1", "--layers", "0", "--max-vectors", "5", "--out", str(tmp_path)]
+    assert cli.main([*argv, "--concepts", "birds=" + ",".join(f"word{i}" for i in range(60))]) == 0
