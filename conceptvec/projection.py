@@ -173,12 +173,13 @@ class Projector:
         for start, rows in self.chunks(dtype):
             for scan, d in zip(scans, columns, strict=True):
                 scan.add(_product(rows, d, workspace), start)
-        m2, m3, m4 = (torch.cat([scan.sums for scan in scans], 1) / shown).float().cpu()
-        floor = torch.clamp(m2, min=1e-30)
+        m2, m3, m4 = torch.cat([scan.sums for scan in scans], 1).cpu().double() / shown
+        floor = torch.clamp(m2, min=1e-150)  # its square is a float64 still
         ids, values = (torch.cat(parts, 1) for parts in zip(*(scan.best() for scan in scans), strict=True))
         top, top_values, unsafe = self._rank(directions, ids[0], values[0], 1.0, dtype)
         bottom, bottom_values, also = self._rank(directions, ids[1], values[1], -1.0, dtype)
-        found = Readouts(top, top_values, bottom, bottom_values, m2, m3 / floor**1.5, m4 / floor**2 - 3, mean.cpu())
+        variance, skew, kurtosis = (x.float() for x in (m2, m3 / floor**1.5, m4 / floor**2 - 3))
+        found = Readouts(top, top_values, bottom, bottom_values, variance, skew, kurtosis, mean.cpu())
         return found, torch.nonzero(unsafe | also).flatten()
 
     def _slack(self, directions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -294,3 +294,18 @@ def test_the_preselection_of_a_gpu(version, capability, expected, monkeypatch) -
     monkeypatch.setattr(torch, "__version__", version)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (capability, 0))
     assert projection.preselection(torch.device("cuda")) is (expected or torch.float32)
+
+
+def test_moments_of_tiny_readouts_are_numbers() -> None:
+    """Skew and kurtosis do not depend on a direction's length, down to where float32's own squares are lost."""
+    torch.manual_seed(8)
+    rows, d = torch.randn(2000, 32), torch.randn(3, 32)
+    projector = Projector(rows, torch.zeros(2000, dtype=torch.bool), 5)
+    whole = projector(d)
+    for factor in (1e-3, 1e-8):
+        tiny = projector(d * factor)
+        assert torch.allclose(tiny.skew, whole.skew, atol=1e-3) and torch.allclose(
+            tiny.kurtosis, whole.kurtosis, atol=1e-3
+        )
+    nothing = projector(torch.zeros(1, 32))
+    assert (nothing.variance, nothing.skew, nothing.kurtosis) == (0, 0, -3)
