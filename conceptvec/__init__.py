@@ -14,24 +14,34 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # for editors: what is loaded on first use
     from conceptvec.config import Config
     from conceptvec.errors import RequestError, RunError
-    from conceptvec.explorer import explore
-    from conceptvec.extraction import extract
-    from conceptvec.lexicon import score_tokens
-    from conceptvec.models import load_model
+    from conceptvec.extraction.stage import extract
+    from conceptvec.model.network import load_model
     from conceptvec.pipeline import open_run, run, save_run
     from conceptvec.results import load_results
-    from conceptvec.scoring import score
-    from conceptvec.validation import validate
+    from conceptvec.scoring.lexicon import score_tokens
+    from conceptvec.scoring.stage import score
+    from conceptvec.show.explorer import explore
+    from conceptvec.validation.stage import validate
 
 __all__ = [
     "Config", "RequestError", "RunError", "explore", "extract", "load_model", "load_results", "open_run", "run",
     "save_run", "score", "score_tokens", "validate",
 ]  # fmt: skip
 _HOME = {
-    "Config": "config", "RequestError": "errors", "RunError": "errors", "explore": "explorer", "extract": "extraction",
-    "load_model": "models", "load_results": "results", "open_run": "pipeline", "run": "pipeline",
-    "save_run": "pipeline", "score": "scoring", "score_tokens": "lexicon", "validate": "validation",
-}  # fmt: skip
+    "Config": "config",
+    "RequestError": "errors",
+    "RunError": "errors",
+    "explore": "show.explorer",
+    "extract": "extraction.stage",
+    "load_model": "model.network",
+    "load_results": "results",
+    "open_run": "pipeline",
+    "run": "pipeline",
+    "save_run": "pipeline",
+    "score": "scoring.stage",
+    "score_tokens": "scoring.lexicon",
+    "validate": "validation.stage",
+}
 
 
 def __getattr__(name: str) -> Any:

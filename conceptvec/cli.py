@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from conceptvec import __version__, display
+from conceptvec import __version__
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
+from conceptvec.show import display
 
 STAGE3_OPTIONS = ("damage", "noise_ratio", "noise_sigma", "draws", "nulls", "chat_template", "seed")
 MODEL_OPTIONS = ("model", "revision", "device", "dtype")
@@ -109,7 +110,7 @@ def _run(args: argparse.Namespace) -> Answer:
 
     config = _config(args)
     if args.dry_run:
-        from conceptvec.preflight import preflight
+        from conceptvec.tools.preflight import preflight
 
         plan = preflight(config)
         return plan, lambda: display.printable(str(plan), keep="\n")
@@ -137,7 +138,7 @@ def _report(args: argparse.Namespace) -> Answer:
 
 
 def _score_tokens(args: argparse.Namespace) -> Answer:
-    from conceptvec.lexicon import score_tokens
+    from conceptvec.scoring.lexicon import score_tokens
 
     found = score_tokens(args.tokens, args.concepts)
     matched = display.printable(", ".join(found["components"]["matched"]))
@@ -145,7 +146,7 @@ def _score_tokens(args: argparse.Namespace) -> Answer:
 
 
 def _selfcheck(args: argparse.Namespace) -> Answer:
-    from conceptvec.selfcheck import selfcheck
+    from conceptvec.tools.selfcheck import selfcheck
 
     found = selfcheck(_config(args))
     return found, lambda: display.checks_table(found)
@@ -153,8 +154,8 @@ def _selfcheck(args: argparse.Namespace) -> Answer:
 
 def _prompts(args: argparse.Namespace) -> Answer:
     from conceptvec.concepts import load_concepts
-    from conceptvec.experiment import PromptTable
-    from conceptvec.models import load_model
+    from conceptvec.model.network import load_model
+    from conceptvec.validation.measure import PromptTable
 
     config = _config(args)
     prompts = load_concepts(config.concepts).prompts()
@@ -164,10 +165,10 @@ def _prompts(args: argparse.Namespace) -> Answer:
 
 
 def _calibrate(args: argparse.Namespace) -> Answer:
-    from conceptvec.calibrate import calibrate
-    from conceptvec.figures import calibration
-    from conceptvec.models import load_model
-    from conceptvec.store import write_atomic
+    from conceptvec.model.network import load_model
+    from conceptvec.runfolder import write_atomic
+    from conceptvec.show.figures import calibration
+    from conceptvec.tools.calibrate import calibrate
 
     if args.vectors < 1 or args.planted < 1:
         raise RequestError(f"--vectors, --planted: got {args.vectors} and {args.planted}, expected 1 or more of each")
@@ -182,7 +183,7 @@ def _calibrate(args: argparse.Namespace) -> Answer:
 
 
 def _find(args: argparse.Namespace) -> Answer:
-    from conceptvec.find import find
+    from conceptvec.tools.find import find
 
     if args.limit < 1:
         raise RequestError(f"--limit: got {args.limit}, expected a whole number of at least 1")
@@ -191,7 +192,7 @@ def _find(args: argparse.Namespace) -> Answer:
 
 
 def _bench(args: argparse.Namespace) -> Answer:
-    from conceptvec.bench import bench
+    from conceptvec.tools.bench import bench
 
     found = bench(_config(args).device, args.vectors, args.parts.split(","))
     return found, lambda: display.bench_table(found)

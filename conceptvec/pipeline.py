@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
-from conceptvec.preflight import preflight
 from conceptvec.results import Results
-from conceptvec.store import RunFolder
+from conceptvec.runfolder import RunFolder
+from conceptvec.tools.preflight import preflight
 
 if TYPE_CHECKING:
-    from conceptvec.models import Model
+    from conceptvec.model.network import Model
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ def run(config: Config) -> Results:
         logger.warning(note)
     if plan["problems"]:
         raise RequestError("; ".join(plan["problems"]))
-    from conceptvec.extraction import extract
-    from conceptvec.models import load_model
-    from conceptvec.scoring import score
-    from conceptvec.validation import validate
-    from conceptvec.weights import load_weights
+    from conceptvec.extraction.stage import extract
+    from conceptvec.model.network import load_model
+    from conceptvec.model.weights import load_weights
+    from conceptvec.scoring.stage import score
+    from conceptvec.validation.stage import validate
 
     start = time.perf_counter()
     streamed = config.stages == (1,)  # the projection needs no forward pass
@@ -81,7 +81,7 @@ def save_run(results: Results, model: Model, config: Config, parts: RunFolder) -
     """
     path = results_path(parts.path, model.device.type)
     if parts.rank == 0:
-        from conceptvec.figures import save_figures
+        from conceptvec.show.figures import save_figures
 
         results.save(path)
         export_vectors(model, config, results, parts.path / "concept_vectors.safetensors")
@@ -102,7 +102,7 @@ def export_vectors(model: Model, config: Config, results: Results, path: Path) -
     import torch
     from safetensors.torch import save
 
-    from conceptvec.store import write_atomic
+    from conceptvec.runfolder import write_atomic
 
     vectors = torch.zeros(len(results.validated), model.hidden_size)
     directions = torch.zeros_like(vectors)

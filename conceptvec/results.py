@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from conceptvec.concepts import data
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
-from conceptvec.memory import peak_memory
-from conceptvec.store import plain, write_atomic
+from conceptvec.model.memory import peak_memory
+from conceptvec.runfolder import plain, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from conceptvec.extraction import Candidates
-    from conceptvec.models import Model
-    from conceptvec.scoring import Scored
-    from conceptvec.validation import PromptTable
+    from conceptvec.extraction.stage import Candidates
+    from conceptvec.model.network import Model
+    from conceptvec.scoring.stage import Scored
+    from conceptvec.validation.stage import PromptTable
 
 SCHEMA_VERSION = 1
 VOLATILE = ("created", "environment", "timings", "resources")  # everything else repeats byte for byte
@@ -108,7 +108,7 @@ class Results(dict[str, Any]):
 
     def to_html(self, path: str | Path) -> Path:
         """Write one self-contained HTML file: summary, figures, a table to search and sort, a card per vector."""
-        from conceptvec.report import to_html
+        from conceptvec.show.report import to_html
 
         return to_html(self, path)
 
@@ -118,12 +118,12 @@ class Results(dict[str, Any]):
         return [e for e in self["validation_results"] if e["validated"]]
 
     def __repr__(self) -> str:
-        from conceptvec.display import summary
+        from conceptvec.show.display import summary
 
         return summary(self)
 
     def _repr_html_(self) -> str:
-        from conceptvec.display import results_html
+        from conceptvec.show.display import results_html
 
         return results_html(self)
 

@@ -95,8 +95,8 @@ set `model = "demo"` above to see everything on the small built-in model; the no
 """),
     ("config", "", """
 import conceptvec as cv
-from conceptvec import figures
-from conceptvec.preflight import preflight
+from conceptvec.show import figures
+from conceptvec.tools.preflight import preflight
 
 config = cv.Config(
     model=model,

@@ -11,8 +11,8 @@ import traceback
 from pathlib import Path
 
 VOLATILE = ("created", "environment", "timings", "resources")
-PRELOAD = ["tests.children", "conceptvec.pipeline", "conceptvec.validation", "conceptvec.selfcheck",
-           "conceptvec.figures", "transformers.models.gemma3.modeling_gemma3"]  # fmt: skip
+PRELOAD = ["tests.children", "conceptvec.pipeline", "conceptvec.validation.stage", "conceptvec.tools.selfcheck",
+           "conceptvec.show.figures", "transformers.models.gemma3.modeling_gemma3"]  # fmt: skip
 
 
 def _child(argv: list[str], env: dict[str, str], log: str, folder: str) -> None:

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from conceptvec import Config
-from conceptvec.models import FAMILIES, Model
+from conceptvec.model.network import FAMILIES, Model
 
 WORDS = [f"w{i}" for i in range(200)]
 ANIMALS = ["dog", "cat", "horse", "cow", "sheep", "goat", "lion", "fox", "wolf", "rabbit", "monkey", "elephant"]

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from conceptvec.cli import main
 from conceptvec.concepts import load_concepts
 from conceptvec.errors import RequestError
-from conceptvec.lexicon import score_tokens
 from conceptvec.results import load_results
+from conceptvec.scoring.lexicon import score_tokens
 from tests.conftest import concepts_document, make_hf, make_tokenizer
 
 
@@ -437,7 +437,7 @@ def test_refused_before_anything_is_written(options, tmp_path, monkeypatch, caps
 
 def test_few_nulls_are_told_beforehand(caplog) -> None:
     from conceptvec import Config
-    from conceptvec.preflight import preflight
+    from conceptvec.tools.preflight import preflight
 
     assert "nothing can be validated" in " ".join(preflight(Config(device="cpu", nulls=18))["warnings"])
     assert not preflight(Config(device="cpu", nulls=19))["warnings"]

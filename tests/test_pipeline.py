@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 
 import conceptvec as cv
-from conceptvec.checkpoint import find
-from conceptvec.models import load_model
+from conceptvec.model.checkpoint import find
+from conceptvec.model.network import load_model
 from conceptvec.results import VOLATILE
 from tests.conftest import ANIMALS, COLORS
 
@@ -61,7 +61,7 @@ def test_demo_damage_is_what_an_edit_of_the_weights_does(demo_run: Path) -> None
     config = cv.Config(device="cpu")
     model = load_model(config)
     from conceptvec.concepts import load_concepts
-    from conceptvec.engine import split_answer
+    from conceptvec.validation.engine import split_answer
 
     prompts = [split_answer(model, p) for p in load_concepts(None).prompts()[best["concept"]]]
     assert best["n_concept_prompts"] == len(prompts)

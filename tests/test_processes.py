@@ -12,7 +12,7 @@ import pytest
 
 from conceptvec.cli import main
 from conceptvec.errors import RunError
-from conceptvec.store import RunFolder
+from conceptvec.runfolder import RunFolder
 from tests.children import lasting, parts, start, world
 
 
@@ -102,7 +102,7 @@ def test_a_part_that_never_appears(tmp_path, monkeypatch) -> None:
 
     from conceptvec import Config
 
-    monkeypatch.setattr("conceptvec.store.time.sleep", lambda _: None)
+    monkeypatch.setattr("conceptvec.runfolder.time.sleep", lambda _: None)
     folder = RunFolder(tmp_path, Config(), {"fingerprint": "f", "dtype": "float32", "device": "cpu"}, World())
     with pytest.raises(RunError, match="a.safetensors is missing: another process was lost"):
         folder.map([("a.safetensors", dict), ("b.safetensors", dict)], "", "")

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conceptvec import Config, RequestError, RunError, store
+from conceptvec import Config, RequestError, RunError
+from conceptvec import runfolder as store
 from conceptvec.cli import main
-from conceptvec.store import Parts, RunFolder, shard, write_atomic
+from conceptvec.runfolder import Parts, RunFolder, shard, write_atomic
 from tests.children import lasting, parts, start
 
 FACTS = {"fingerprint": "f" * 64, "dtype": "float32", "device": "cpu"}
@@ -91,9 +92,9 @@ def test_nothing_is_computed_twice(tiny_run, again, finished, monkeypatch, capsy
     def never(*_: object) -> None:
         raise AssertionError("computed although it is finished")
 
-    monkeypatch.setattr("conceptvec.extraction.project_layer", never)
-    monkeypatch.setattr("conceptvec.experiment.Experiment.candidate_unit", never)
-    monkeypatch.setattr("conceptvec.experiment.Experiment.null_unit", never)
+    monkeypatch.setattr("conceptvec.extraction.stage.project_layer", never)
+    monkeypatch.setattr("conceptvec.validation.measure.Experiment.candidate_unit", never)
+    monkeypatch.setattr("conceptvec.validation.measure.Experiment.null_unit", never)
     assert main([*tiny_run, "--out", str(again)]) == 0
     assert lasting(again) == lasting(finished)
 

@@ -1,0 +1,1 @@
+"""Stage 1: value vectors projected onto the vocabulary, and the activations of their neurons."""

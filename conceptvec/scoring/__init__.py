@@ -1,0 +1,1 @@
+"""Stage 2: which poles stand for a concept, decided from their tokens."""

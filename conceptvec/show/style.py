@@ -1,0 +1,86 @@
+"""How figures look: colours, fonts and the frame that says which model and device the numbers come from.
+
+Colours are those of Okabe & Ito (2008), which colour-blind readers tell apart. Tokens come in every script: `drawable`
+writes what no font of this system can draw in a readable way.
+"""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+
+from conceptvec.show.display import printable
+
+INK, MUTED, PALE = "#333333", "#666666", "#bbbbbb"
+BLUE, GREEN, ORANGE, RED = "#0072b2", "#009e73", "#e69f00", "#d55e00"
+STYLE = {
+    "font.size": 10, "text.color": INK, "text.parse_math": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11.5, "axes.titleweight": "bold",
+    "xtick.color": INK, "ytick.color": INK, "legend.frameon": False, "legend.fontsize": 8.5, "figure.dpi": 110,
+}  # fmt: skip
+WIDTH = 7.5  # inches: the width of a notebook cell
+# Fonts for scripts that DejaVu Sans, matplotlib's own, lacks; only those that a figure needs are loaded.
+FALLBACK_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Microsoft YaHei",
+    "Malgun Gothic", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Arial Unicode MS", "Noto Sans Devanagari",
+    "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Telugu", "Noto Sans Thai", "Noto Sans Hebrew",
+    "Noto Sans Arabic", "Nirmala UI", "Leelawadee UI", "Unifont",
+)  # fmt: skip
+
+
+class Plot(Figure):
+    """A Figure that shows itself in a notebook without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        self.savefig(out, format="png", dpi=110)
+        return out.getvalue()
+
+
+@lru_cache(maxsize=4096)
+def font_of(char: str) -> str | None:
+    """The first font, of matplotlib's own and the installed fallbacks, that has the character."""
+    return next((name for name in ("DejaVu Sans", *FALLBACK_FONTS) if ord(char) in _characters(name)), None)
+
+
+@lru_cache(maxsize=32)
+def _characters(font: str) -> frozenset[int]:
+    path = next((f.fname for f in font_manager.fontManager.ttflist if f.name == font), None)
+    return frozenset(FT2Font(path).get_charmap()) if path else frozenset()
+
+
+def drawable(text: str, width: int = 26) -> str:
+    """Text as a figure can show it: no control characters, cut to `width`, readable names where no font exists."""
+    text = printable(text).strip()
+    missing = [ch for ch in text if not ch.isspace() and font_of(ch) is None]
+    if missing:
+        names = [unicodedata.name(ch, "unnamed") for ch in missing]
+        known = [n.lower() for ch, n in zip(missing, names, strict=True) if unicodedata.category(ch) == "So"]
+        code = f"{names[0].split()[0][:5]} U+{ord(missing[0]):04X}" + ("…" if len(missing) > 1 else "")
+        text = f"[{known[0] if known else code}]"
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def frame(
+    results: Mapping[str, Any], title: str, height: float, columns: int = 1, note: str = ""
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure whose second line says which model and device the numbers come from, and how to read it."""
+    figure = Plot(figsize=(WIDTH, height), layout="constrained")
+    panels = figure.subplots(1, columns, squeeze=False, sharey=columns > 1)[0].tolist()
+    model = results["model"]
+    panels[0].set_title(f"{title}\n", loc="left")
+    name = printable(model["id"])
+    name = name if len(name) <= 40 else f"…{name[-39:]}"  # a folder's path can be longer than the figure is wide
+    source = f"{name}, {model['dtype']} on {model['device']}"
+    line = panels[0].annotate(" · ".join(filter(None, (source, note))), (0, 1), (0, 4), xycoords="axes fraction",
+                              textcoords="offset points", fontsize=8.5, color=MUTED)  # fmt: skip
+    line.set_in_layout(False)  # the title's second line holds its place
+    return figure, panels

@@ -1,0 +1,1 @@
+"""What stands beside a run: search, preflight, self-check, calibration and benchmarks."""

@@ -1,0 +1,174 @@
+"""Benchmarks on random weights of the shape of Gemma 3 1B, made on the spot: nothing is downloaded.
+
+Compared variants take turns, and the medians are reported, with the relative spread between repetitions, since a busy
+machine shows nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from conceptvec.errors import RequestError
+from conceptvec.extraction.projection import Projector
+from conceptvec.model.memory import peak_memory
+from conceptvec.model.network import choose_device, choose_dtype
+from conceptvec.tools.bench_scoring import bench_scoring
+from conceptvec.tools.bench_validation import bench_validation, now
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("projection", "scoring", "validation")
+LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 26, 1152, 6912, 262_144  # Gemma 3 1B
+TOP_K, BATCH, REPEATS, NAIVE = 50, 200, 7, 5
+
+
+def bench(device: str = "auto", vectors: int = 400, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """Run the parts that are asked for: Stage 1's projection, Stage 2's scorer, Stage 3's damage.
+
+    Args:
+        device: as in `Config`.
+        vectors: value vectors that the projection is timed on.
+        parts: of `PARTS`.
+
+    Returns:
+        part → its figures.
+
+    Raises:
+        RequestError: fewer vectors than one, or an unknown part.
+    """
+    if vectors < 1:
+        raise RequestError(f"--vectors: got {vectors}, expected a whole number of at least 1")
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise RequestError(f"--parts: got {unknown[0]!r}, expected some of {', '.join(PARTS)}")
+    chosen = choose_device(device)
+    dtype = str(choose_dtype("auto", chosen)[0]).removeprefix("torch.")
+    run = {
+        "projection": lambda: bench_projection(chosen, vectors), "scoring": bench_scoring,
+        "validation": lambda: bench_validation(str(chosen), dtype),
+    }  # fmt: skip
+    found = {}
+    for part in parts:
+        logger.info("bench: %s", part)
+        found[part] = run[part]()
+    return found
+
+
+@torch.inference_mode()
+def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
+    """The projection of both poles against its bare matrix product, `topk` on whole readouts, and the naive loop.
+
+    Returns:
+        seconds_gemm: the bare product in the preselection's precision, batch by batch: the fastest of the whole
+            vocabulary at once in either orientation, and chunk by chunk into memory that is used again.
+        seconds_ours: both poles and the moments of the same vectors.
+        seconds_naive: one vector at a time, unembedding times vector and a full sort (one pole), per vector.
+        seconds_topk: the float32 product with `torch.topk` for both poles on the whole readout.
+        ratio_to_gemm, speedup_over_naive: medians' ratios, the latter per readout, where one vector has two.
+        spread: largest relative difference between a repetition and its median.
+        peak_extra_bytes: memory beyond weights and directions.
+        full_scale_seconds: extrapolated to all neurons of the model.
+        compiled: whether the compiled kernels were used.
+        float32: where the preselection is in bfloat16, the same ratios for one in float32, in the same run.
+        plain: where the kernels were used, the same ratios without them, in the same run.
+    """
+    torch.manual_seed(0)
+    stored = choose_dtype("auto", device)[0]
+    unembedding = torch.empty(VOCABULARY, HIDDEN, device=device, dtype=stored).normal_()
+    directions = torch.randn(vectors, HIDDEN).to(device)
+    nothing = torch.zeros(VOCABULARY, dtype=torch.bool)
+    before = _memory(device)
+    ours = Projector(unembedding, nothing, TOP_K)
+    _clock(lambda: ours(directions, BATCH), device)
+    extra = _memory(device) - before
+    projectors = {"ours": ours}
+    if ours.precision is not torch.float32:
+        projectors["float32"] = Projector(unembedding, nothing, TOP_K, precision=torch.float32)
+    if ours.compiled:
+        projectors["plain"] = Projector(unembedding, nothing, TOP_K, compiled=False)
+
+    def topk() -> None:
+        z = directions[:BATCH].float() @ unembedding.T.float()
+        for largest in (True, False):
+            z.topk(TOP_K, largest=largest)
+
+    def naive() -> None:
+        for d in directions[:NAIVE]:
+            (unembedding.float() @ d).sort(descending=True)
+
+    variants: dict[str, Callable[[], Any]] = {"topk": topk, "naive": naive}
+    for precision in {projector.precision for projector in projectors.values()}:
+        variants |= _products(unembedding.to(precision), directions, {p.columns for p in projectors.values()})
+    for name, projector in projectors.items():
+        variants[name] = lambda projector=projector: projector(directions, BATCH)
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(REPEATS):
+        for name, variant in variants.items():
+            taken[name].append(_clock(variant, device))
+    median = {name: statistics.median(times) for name, times in taken.items()}
+    one_by_one = median["naive"] / min(vectors, NAIVE)
+
+    def figures(name: str) -> dict[str, Any]:
+        gemm = min((v for v in median if v.startswith(f"gemm {projectors[name].precision}")), key=median.__getitem__)
+        return {
+            "seconds_gemm": median[gemm], "seconds_ours": median[name], "ratio_to_gemm": median[name] / median[gemm],
+            "speedup_over_naive": one_by_one / (median[name] / vectors / 2),
+            "spread": max(abs(t / median[v] - 1) for v in (gemm, name) for t in taken[v]),
+            "full_scale_seconds": median[name] / vectors * LAYERS * INTERMEDIATE,
+        }  # fmt: skip
+
+    found = figures("ours")
+    seconds = median["topk"] * vectors / min(vectors, BATCH)
+    return {
+        "device": _name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "precision": str(ours.precision).removeprefix("torch."), "compiled": ours.compiled, "vectors": vectors,
+        "repeats": REPEATS, **found, "seconds_naive": one_by_one, "seconds_topk": seconds,
+        "ratio_topk_to_gemm": seconds / found["seconds_gemm"], "peak_extra_bytes": extra,
+        "fallbacks": ours.fallbacks.tolist(), **{name: figures(name) for name in projectors if name != "ours"},
+    }  # fmt: skip
+
+
+def _products(rows: torch.Tensor, directions: torch.Tensor, columns: set[int]) -> dict[str, Callable[[], Any]]:
+    """The bare product of (V, H) rows with (n, H) directions in the rows' precision, in several arrangements."""
+    batches = directions.to(rows.dtype).split(BATCH)
+
+    def whole(turned: bool) -> None:
+        for d in batches:
+            _ = rows @ d.T if turned else d @ rows.T
+
+    def chunks(size: int) -> None:
+        for d in batches:
+            turned = d.T.contiguous()
+            into = rows.new_empty(size, len(d))
+            for chunk in rows.split(size):
+                torch.mm(chunk, turned, out=into[: len(chunk)])
+
+    name = f"gemm {rows.dtype}"
+    by_chunks = {f"{name} by {size}": lambda size=size: chunks(size) for size in columns}
+    return {name: lambda: whole(False), f"{name} turned": lambda: whole(True), **by_chunks}
+
+
+def _clock(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that `work` takes, the device's queue included."""
+    start = now(device)
+    work()
+    return now(device) - start
+
+
+def _memory(device: torch.device) -> int:
+    """The largest memory held so far, in bytes: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return peak_memory()
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.backends.cpu.get_cpu_capability()}"
