@@ -9,19 +9,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from conceptvec.version import __version__ as __version__
 
 if TYPE_CHECKING:  # for editors: what is loaded on first use
     from conceptvec.config import Config
     from conceptvec.errors import RequestError, RunError
     from conceptvec.extraction.stage import extract
     from conceptvec.model.network import load_model
-    from conceptvec.pipeline import open_run, run, save_run
+    from conceptvec.pipeline import open_run, run, save_run, validate
     from conceptvec.results import load_results
     from conceptvec.scoring.lexicon import score_tokens
     from conceptvec.scoring.stage import score
     from conceptvec.show.explorer import explore
-    from conceptvec.validation.stage import validate
 
 __all__ = [
     "Config", "RequestError", "RunError", "explore", "extract", "load_model", "load_results", "open_run", "run",
@@ -40,7 +39,7 @@ _HOME = {
     "save_run": "pipeline",
     "score": "scoring.stage",
     "score_tokens": "scoring.lexicon",
-    "validate": "validation.stage",
+    "validate": "pipeline",
 }
 
 

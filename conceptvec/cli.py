@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from conceptvec import __version__
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
 from conceptvec.show import display
+from conceptvec.version import __version__
 
 STAGE3_OPTIONS = ("damage", "noise_ratio", "noise_sigma", "draws", "nulls", "chat_template", "seed")
 MODEL_OPTIONS = ("model", "revision", "device", "dtype")
@@ -49,56 +49,91 @@ def _add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = 
             continue
         shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
         note = "" if shown is None else f" (default {shown})"
-        parser.add_argument(flag, default=MISSING, metavar="…", help=f.metadata["help"].replace("%", "%%") + note)
+        parser.add_argument(
+            flag, default=MISSING, metavar="…", help=f.metadata["help"].replace("%", "%%") + note
+        )
 
 
 def _config(args: argparse.Namespace, **extra: Any) -> Config:
     given = {f.name: getattr(args, f.name, MISSING) for f in fields(Config)}
     return Config(
-        **{k: _value(k, v) if isinstance(v, str) else v for k, v in given.items() if v is not MISSING}, **extra
+        **{
+            k: _value(k, v) if isinstance(v, str) else v
+            for k, v in given.items()
+            if v is not MISSING
+        },
+        **extra,
     )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="conceptvec", description="Find concept vectors in Gemma 3 and prove that they matter.")
+    parser = _Parser(
+        prog="conceptvec", description="Find concept vectors in Gemma 3 and prove that they matter."
+    )
     parser.add_argument("--version", action="version", version=f"conceptvec {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
     def command(name: str, text: str, json_option: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if json_option:
-            sub.add_argument("--json", action="store_true", help="one JSON document on standard output")
+            sub.add_argument(
+                "--json", action="store_true", help="one JSON document on standard output"
+            )
         return sub
 
     run = command("run", "the whole job: extract, score, damage, report")
     _add_options(run)
-    run.add_argument("--dry-run", action="store_true", help="say what would be done and needed, then stop")
+    run.add_argument(
+        "--dry-run", action="store_true", help="say what would be done and needed, then stop"
+    )
     show = command("show", "a results file (or run folder) as a table")
     show.add_argument("results", help="results file or run folder")
     show.add_argument("--all", action="store_true", help="every tested candidate")
     report = command("report", "one self-contained HTML file of a run", json_option=False)
     report.add_argument("run", metavar="RUN", help="results file or run folder")
-    report.add_argument("--out", metavar="FILE", help="the HTML file (default: report.html beside the results)")
-    tokens = command("score-tokens", "score a bare list of tokens, most promoted first, without a model")
+    report.add_argument(
+        "--out", metavar="FILE", help="the HTML file (default: report.html beside the results)"
+    )
+    tokens = command(
+        "score-tokens", "score a bare list of tokens, most promoted first, without a model"
+    )
     tokens.add_argument("tokens", nargs="+", metavar="TOKEN")
-    tokens.add_argument("--concepts", help="a .json or .txt file, or birds=robin,eagle (default: the built-in twelve)")
-    prompts = command("prompts", "how well the model knows each prompt's answer, and which are left out")
+    tokens.add_argument(
+        "--concepts",
+        help="a .json or .txt file, or birds=robin,eagle (default: the built-in twelve)",
+    )
+    prompts = command(
+        "prompts", "how well the model knows each prompt's answer, and which are left out"
+    )
     _add_options(prompts, (*MODEL_OPTIONS, "batch_size", "concepts", "chat_template", "seed"))
-    calibrate = command("calibrate", "false-validation rate and power of Stage 3 on the model at hand")
-    _add_options(calibrate, (*MODEL_OPTIONS, "layers", "batch_size", "concepts", "corpus", *STAGE3_OPTIONS, "out"))
+    calibrate = command(
+        "calibrate", "false-validation rate and power of Stage 3 on the model at hand"
+    )
+    _add_options(
+        calibrate,
+        (*MODEL_OPTIONS, "layers", "batch_size", "concepts", "corpus", *STAGE3_OPTIONS, "out"),
+    )
     calibrate.add_argument("--vectors", type=int, default=100, help="random neurons (default 100)")
-    calibrate.add_argument("--planted", type=int, default=48, help="planted vectors per effect (default 48)")
+    calibrate.add_argument(
+        "--planted", type=int, default=48, help="planted vectors per effect (default 48)"
+    )
     check = command("selfcheck", "whether this device computes correctly")
     _add_options(check, MODEL_OPTIONS)
     find = command("find", "the value vectors, over all neurons, that promote the given words")
     find.add_argument("words", nargs="+", metavar="WORD")
     _add_options(find, (*MODEL_OPTIONS, "layers", "fold"))
     find.add_argument("--limit", type=int, default=20, help="poles shown (default 20)")
-    find.add_argument("--run", help="search the kept lists of this finished run instead of the weights")
+    find.add_argument(
+        "--run", help="search the kept lists of this finished run instead of the weights"
+    )
     bench = command("bench", "the benchmarks, on random weights of the shape of Gemma 3 1B")
     _add_options(bench, ("device",))
-    bench.add_argument("--parts", default="projection,scoring,validation", help="some of %(default)s")
-    bench.add_argument("--vectors", type=int, default=400, help="value vectors projected (default 400)")
+    bench.add_argument(
+        "--parts", default="projection,scoring,validation", help="some of %(default)s"
+    )
+    bench.add_argument(
+        "--vectors", type=int, default=400, help="value vectors projected (default 400)"
+    )
     return parser
 
 
@@ -142,7 +177,13 @@ def _score_tokens(args: argparse.Namespace) -> Answer:
 
     found = score_tokens(args.tokens, args.concepts)
     matched = display.printable(", ".join(found["components"]["matched"]))
-    return found, lambda: f"{found['concept']}  score {found['score']:.2f}" + (f"  ({matched})" if matched else "")
+    return (
+        found,
+        lambda: (
+            f"{found['concept']}  score {found['score']:.2f}"
+            + (f"  ({matched})" if matched else "")
+        ),
+    )
 
 
 def _selfcheck(args: argparse.Namespace) -> Answer:
@@ -160,7 +201,10 @@ def _prompts(args: argparse.Namespace) -> Answer:
     config = _config(args)
     prompts = load_concepts(config.concepts).prompts()
     model = load_model(config)
-    document = {"model": model.facts(), "concepts": PromptTable.build(model, config, prompts).knowledge(prompts)}
+    document = {
+        "model": model.facts(),
+        "concepts": PromptTable.build(model, config, prompts).knowledge(prompts),
+    }
     return document, lambda: display.knowledge_table(document)
 
 
@@ -171,13 +215,17 @@ def _calibrate(args: argparse.Namespace) -> Answer:
     from conceptvec.tools.calibrate import calibrate
 
     if args.vectors < 1 or args.planted < 1:
-        raise RequestError(f"--vectors, --planted: got {args.vectors} and {args.planted}, expected 1 or more of each")
+        raise RequestError(
+            f"--vectors, --planted: got {args.vectors} and {args.planted}, expected 1 or more of each"
+        )
     config = _config(args)
     model = load_model(config)
     folder = config.folder(model.device.type)
     folder = folder if config.out else folder.with_name(folder.name + "-calibration")
     document = calibrate(model, config, args.vectors, args.planted)
-    write_atomic(folder / "calibration.json", json.dumps(document, indent=1, allow_nan=False).encode())
+    write_atomic(
+        folder / "calibration.json", json.dumps(document, indent=1, allow_nan=False).encode()
+    )
     calibration(document).savefig(path := folder / "calibration.png", dpi=150)
     return document, lambda: f"{display.calibration_table(document)}\n{path}"
 
@@ -208,7 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 done, 1 failed, 2 bad request, 130 interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if sys.stdout is None or sys.stderr is None:  # closed by the caller
-        sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+        nowhere = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a token shows its number
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -231,7 +280,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         if document.get("ok", True):
             return 0
-        return 2 if args.command == "run" else 1  # a plan with problems; a device that failed its checks
+        return (
+            2 if args.command == "run" else 1
+        )  # a plan with problems; a device that failed its checks
     except RequestError as error:
         return _fail(error, 2)
     except RunError as error:
@@ -240,12 +291,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(f"{error}; what was finished is kept. Check disk, folder and network, then run it again", 1)
+        return _fail(
+            f"{error}; what was finished is kept. Check disk, folder and network, then run it again",
+            1,
+        )
     except MemoryError:
-        return _fail("out of memory; what was finished is kept. Run it again with a smaller --batch-size", 1)
+        return _fail(
+            "out of memory; what was finished is kept. Run it again with a smaller --batch-size", 1
+        )
     except KeyboardInterrupt:
         again = shlex.join(["conceptvec", *(a for a in argv if a != "--overwrite")])
-        return _fail(f"interrupted; what was finished is kept. {'Resume' if 'run' in argv else 'Again'}: {again}", 130)
+        return _fail(
+            f"interrupted; what was finished is kept. {'Resume' if 'run' in argv else 'Again'}: {again}",
+            130,
+        )
 
 
 def _fail(message: object, status: int) -> int:

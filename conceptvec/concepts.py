@@ -67,7 +67,9 @@ class ConceptSet:
 
 def data(*parts: str) -> Any:
     """A JSON document of the package's data folder."""
-    return json.loads(resources.files("conceptvec").joinpath("data", *parts).read_text(encoding="utf-8"))
+    return json.loads(
+        resources.files("conceptvec").joinpath("data", *parts).read_text(encoding="utf-8")
+    )
 
 
 def in_place(text: str) -> bool:
@@ -97,11 +99,19 @@ def load_concepts(source: str | None, with_prompts: bool = True) -> ConceptSet:
         text = Path(source).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = Path(source).read_bytes()[: error.start].count(b"\n") + 1
-        raise RequestError(f"{place}: line {line} is not UTF-8 text; save the file as UTF-8") from None
+        raise RequestError(
+            f"{place}: line {line} is not UTF-8 text; save the file as UTF-8"
+        ) from None
     except (OSError, ValueError) as error:
-        raise RequestError(f"{place}: cannot be read ({error}); give a .json or .txt file") from None
+        raise RequestError(
+            f"{place}: cannot be read ({error}); give a .json or .txt file"
+        ) from None
     if Path(source).suffix.lower() == ".txt":
-        lines = ((f"{place}: line {i}", line) for i, line in enumerate(text.splitlines(), 1) if line.strip())
+        lines = (
+            (f"{place}: line {i}", line)
+            for i, line in enumerate(text.splitlines(), 1)
+            if line.strip()
+        )
         return ConceptSet((_keyword_concept(Path(source).stem, lines, place),), neutral)
     return _document(text, place, neutral)
 
@@ -120,9 +130,13 @@ def _document(text: str, place: str, neutral: tuple[Prompt, ...]) -> ConceptSet:
         _keys(entry, where, {"keywords", "prompts"}, set())
         words = entry["keywords"]
         if not isinstance(words, list):
-            raise RequestError(f"{where}.keywords: got {type(words).__name__}, expected a list of at least one word")
+            raise RequestError(
+                f"{where}.keywords: got {type(words).__name__}, expected a list of at least one word"
+            )
         listed = ((f"{where}.keywords[{i}]", word) for i, word in enumerate(words))
-        prompts = None if entry["prompts"] is None else _prompts(entry["prompts"], f"{where}.prompts")
+        prompts = (
+            None if entry["prompts"] is None else _prompts(entry["prompts"], f"{where}.prompts")
+        )
         concepts.append(_keyword_concept(name, listed, where, prompts))
     if "neutral_prompts" in document:
         neutral = _prompts(document["neutral_prompts"], f"{place}: neutral_prompts")
@@ -135,17 +149,24 @@ def _words_in_place(text: str) -> tuple[Concept, ...]:
         name, equals, words = part.partition("=")
         where = f"--concepts: {part.strip()!r}"
         if not equals or name.strip() in concepts:
-            raise RequestError(f"{where}: expected each concept once, as in birds=robin,eagle; tools=hammer,saw")
+            raise RequestError(
+                f"{where}: expected each concept once, as in birds=robin,eagle; tools=hammer,saw"
+            )
         listed = ((where, word) for word in words.split(",") if word.strip())
         concepts[name.strip()] = _keyword_concept(name.strip(), listed, where)
     return tuple(concepts.values())
 
 
 def _keyword_concept(
-    name: str, listed: Iterable[tuple[str, Any]], where: str, prompts: tuple[Prompt, ...] | None = None
+    name: str,
+    listed: Iterable[tuple[str, Any]],
+    where: str,
+    prompts: tuple[Prompt, ...] | None = None,
 ) -> Concept:
     if not name.strip() or name in RESERVED or not _is_text(name):
-        raise RequestError(f"{where}: got the concept name {name!r}, which is reserved or empty; choose another")
+        raise RequestError(
+            f"{where}: got the concept name {name!r}, which is reserved or empty; choose another"
+        )
     words = []
     for place, word in listed:
         if not _is_text(word) or not any(ch.isalnum() for ch in word):
@@ -160,7 +181,9 @@ def _built_in(name: str, with_prompts: bool) -> Concept:
     entry = data("lexicon", f"{name}.json")
     words = {language: tuple(listed) for language, listed in entry["words"].items()}
     prompts = _prompts(data("prompts", f"{name}.json")["prompts"], name) if with_prompts else None
-    named = words if name in ("language", "time", "space") else {"de"}  # German nouns have capitals anyway
+    named = (
+        words if name in ("language", "time", "space") else {"de"}
+    )  # German nouns have capitals anyway
     proper = frozenset(w for language in named for w in words[language])
     return Concept(name, words, frozenset(entry["homographs"]), proper, prompts)
 
@@ -171,7 +194,9 @@ def _neutral() -> tuple[Prompt, ...]:
 
 def _prompts(entries: Any, where: str) -> tuple[Prompt, ...]:
     if not isinstance(entries, list) or not entries:
-        raise RequestError(f"{where}: expected a list of at least one prompt (null in a concept: scoring only)")
+        raise RequestError(
+            f"{where}: expected a list of at least one prompt (null in a concept: scoring only)"
+        )
     for i, entry in enumerate(entries):
         _keys(entry, f"{where}[{i}]", {"prompt", "answer"}, set())
         for key, text in entry.items():
@@ -180,7 +205,9 @@ def _prompts(entries: Any, where: str) -> tuple[Prompt, ...]:
     found = [Prompt(e["prompt"], e["answer"]) for e in entries]
     if twice := next((i for i, p in enumerate(found) if p in found[:i]), None):
         first = found.index(found[twice])
-        raise RequestError(f"{where}[{twice}]: the same as [{first}]; prompts count as independent, so keep one")
+        raise RequestError(
+            f"{where}[{twice}]: the same as [{first}]; prompts count as independent, so keep one"
+        )
     return tuple(found)
 
 
@@ -200,8 +227,14 @@ def _once(pairs: list[tuple[str, Any]], place: str) -> dict[str, Any]:
 
 def _keys(entry: Any, where: str, required: set[str], optional: set[str]) -> None:
     if not isinstance(entry, dict):
-        raise RequestError(f"{where}: got {type(entry).__name__}, expected an object with {sorted(required)}")
+        raise RequestError(
+            f"{where}: got {type(entry).__name__}, expected an object with {sorted(required)}"
+        )
     if missing := sorted(required - entry.keys()):
-        raise RequestError(f"{where}: {missing[0]!r} is missing; expected {sorted(required | optional)}")
+        raise RequestError(
+            f"{where}: {missing[0]!r} is missing; expected {sorted(required | optional)}"
+        )
     if unknown := sorted(map(repr, entry.keys() - required - optional)):
-        raise RequestError(f"{where}: unknown key {unknown[0]}; expected {sorted(required | optional)}")
+        raise RequestError(
+            f"{where}: unknown key {unknown[0]}; expected {sorted(required | optional)}"
+        )

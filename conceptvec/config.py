@@ -36,25 +36,41 @@ class Config:
         RequestError: a value is not usable; the message says which, and what is.
     """
 
-    model: str = _option("demo", "demo, a Hugging Face id such as google/gemma-3-1b-it, or a model folder")
+    model: str = _option(
+        "demo", "demo, a Hugging Face id such as google/gemma-3-1b-it, or a model folder"
+    )
     revision: str | None = _option(None, "Hub revision; the resolved commit goes into the results")
     device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = _option("auto", "auto, float32 or bfloat16")
     layers: str = _option("all", "8-20, 3,5,7 or all (zero-based)")
-    max_vectors: int | None = _option(1000, "neurons per layer, a seeded random sample; all for full scale")
-    batch_size: int = _option(200, "value vectors per projection batch and damaged rows per forward pass")
+    max_vectors: int | None = _option(
+        1000, "neurons per layer, a seeded random sample; all for full scale"
+    )
+    batch_size: int = _option(
+        200, "value vectors per projection batch and damaged rows per forward pass"
+    )
     top_k: int = _option(50, "tokens kept per pole")
     fold: str = _option("both", "RMSNorm weights folded into the readout: both, final or none")
-    min_kurtosis: float | None = _option(None, "smallest excess kurtosis of a readout that passes the filter")
+    min_kurtosis: float | None = _option(
+        None, "smallest excess kurtosis of a readout that passes the filter"
+    )
     score_threshold: float = _option(0.75, "smallest Stage 2 score of a concept candidate")
-    concepts: str | None = _option(None, "a .json or .txt file, or birds=robin,eagle (default: the built-in twelve)")
+    concepts: str | None = _option(
+        None, "a .json or .txt file, or birds=robin,eagle (default: the built-in twelve)"
+    )
     corpus: str | None = _option(None, "text file, one passage per line, for activation statistics")
-    damage: tuple[str, ...] = _option(("noise", "zero", "mean"), "damage kinds, the first is the primary one")
+    damage: tuple[str, ...] = _option(
+        ("noise", "zero", "mean"), "damage kinds, the first is the primary one"
+    )
     noise_ratio: float = _option(2.0, "norm of the noise relative to the value vector's norm")
-    noise_sigma: float | None = _option(None, "absolute noise per element instead (the literature uses 0.1)")
+    noise_sigma: float | None = _option(
+        None, "absolute noise per element instead (the literature uses 0.1)"
+    )
     draws: int = _option(5, "noise draws per vector")
     nulls: int = _option(300, "null neurons measured in a run")
-    chat_template: bool = _option(False, "put the prompts into the model's turn of its chat template")
+    chat_template: bool = _option(
+        False, "put the prompts into the model's turn of its chat template"
+    )
     seed: int = _option(0, "every random draw derives from it")
     out: str | None = _option(None, "the run folder (default runs/<model>-<device>)")
     overwrite: bool = _option(False, "start afresh instead of resuming")
@@ -63,12 +79,26 @@ class Config:
     def __post_init__(self) -> None:
         """Check every field; sequences given as text or list become tuples."""
         for name in ("damage", "stages"):
-            object.__setattr__(self, name, _as_tuple(getattr(self, name), int if name == "stages" else str))
+            object.__setattr__(
+                self, name, _as_tuple(getattr(self, name), int if name == "stages" else str)
+            )
         for name in ("model", "concepts", "corpus", "out"):
             if isinstance(value := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
-        for name in ("model", "device", "dtype", "layers", "fold", "revision", "concepts", "corpus", "out"):
-            if not isinstance(value := getattr(self, name), str) and not (value is None and name in OPTIONAL):
+        for name in (
+            "model",
+            "device",
+            "dtype",
+            "layers",
+            "fold",
+            "revision",
+            "concepts",
+            "corpus",
+            "out",
+        ):
+            if not isinstance(value := getattr(self, name), str) and not (
+                value is None and name in OPTIONAL
+            ):
                 raise _bad(name, value, "text")
         for name in ("chat_template", "overwrite"):
             if not isinstance(getattr(self, name), bool):
@@ -93,8 +123,14 @@ class Config:
         for name, low in (("noise_sigma", 1e-9), ("min_kurtosis", -2.0)):
             if getattr(self, name) is not None:
                 _real(name, getattr(self, name), low, 1e6)
-        if not self.damage or len(set(self.damage)) != len(self.damage) or set(self.damage) - set(DAMAGES):
-            raise _bad("damage", ",".join(self.damage), "one or more of noise, zero, mean, each once")
+        if (
+            not self.damage
+            or len(set(self.damage)) != len(self.damage)
+            or set(self.damage) - set(DAMAGES)
+        ):
+            raise _bad(
+                "damage", ",".join(self.damage), "one or more of noise, zero, mean, each once"
+            )
         if self.stages not in ((1,), (1, 2), ALL_STAGES):
             raise _bad("stages", ",".join(map(str, self.stages)), "1, 1,2 or 1,2,3")
         parse_layers(self.layers, None)
@@ -103,11 +139,15 @@ class Config:
             if path is None or (name == "concepts" and in_place(path)):
                 continue
             if not is_file(path):
-                raise RequestError(f"{name}: no file at {path[:200]!r}; give the path of a readable file")
+                raise RequestError(
+                    f"{name}: no file at {path[:200]!r}; give the path of a readable file"
+                )
 
     def resolved(self) -> dict[str, Any]:
         """Every option as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {
+            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
+        }
 
     def identity(self) -> dict[str, Any]:
         """The options that decide the results; a run folder belongs to one identity."""
@@ -130,7 +170,9 @@ def parse_layers(text: str, n_layers: int | None) -> list[int]:
             raise _bad("layers", text, "8-20, 3,5,7 or all")
         chosen.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     if n_layers is not None and max(chosen) >= n_layers:
-        raise _bad("layers", text, f"numbers from 0 to {n_layers - 1}: the model has {n_layers} layers")
+        raise _bad(
+            "layers", text, f"numbers from 0 to {n_layers - 1}: the model has {n_layers} layers"
+        )
     return sorted(chosen)
 
 
@@ -143,7 +185,13 @@ def is_file(path: str) -> bool:
 
 
 def _as_tuple(value: Any, kind: type) -> tuple:
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else (value,)
+    parts = (
+        value.split(",")
+        if isinstance(value, str)
+        else value
+        if isinstance(value, list | tuple)
+        else (value,)
+    )
     try:
         return tuple(kind(p.strip() if isinstance(p, str) else p) for p in parts)
     except (TypeError, ValueError):

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
 from conceptvec.results import Results
-from conceptvec.runfolder import RunFolder
+from conceptvec.runfolder import Parts, RunFolder
 from conceptvec.tools.preflight import preflight
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
+    from conceptvec.scoring.stage import Scored
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = timedelta(hours=1)  # how long a process waits for the slowest of the others before it gives up
+PATIENCE = timedelta(
+    hours=1
+)  # how long a process waits for the slowest of the others before it gives up
 
 
 def run(config: Config) -> Results:
@@ -41,7 +44,6 @@ def run(config: Config) -> Results:
     from conceptvec.model.network import load_model
     from conceptvec.model.weights import load_weights
     from conceptvec.scoring.stage import score
-    from conceptvec.validation.stage import validate
 
     start = time.perf_counter()
     streamed = config.stages == (1,)  # the projection needs no forward pass
@@ -60,6 +62,27 @@ def run(config: Config) -> Results:
     results["timings"] = {"load": load} | results["timings"]
     save_run(results, model, config, parts)
     return results
+
+
+def validate(scored: Scored, model: Model, config: Config, parts: Parts | None = None) -> Results:
+    """Stage 3 on every concept candidate whose concept has prompts.
+
+    Args:
+        scored: Stage 2.
+        model: the model; it is never written.
+        config: damage kinds, noise, draws, nulls, seed, batch_size.
+        parts: keeps finished parts (a `runfolder.RunFolder`).
+
+    Returns:
+        the results of the whole run.
+
+    Raises:
+        RunError: a forward pass gives NaN or infinity, or a sample of damaged passes does not
+            agree with the CPU.
+    """
+    from conceptvec.validation.stage import damage_candidates
+
+    return Results.build(model, config, scored, damage_candidates(scored, model, config, parts))
 
 
 def open_run(model: Model, config: Config) -> RunFolder:
@@ -107,7 +130,9 @@ def export_vectors(model: Model, config: Config, results: Results, path: Path) -
     vectors = torch.zeros(len(results.validated), model.hidden_size)
     directions = torch.zeros_like(vectors)
     for i, e in enumerate(results.validated):
-        vector = model.value_vectors(e["layer"])[e["neuron"]].float() * (1 if e["pole"] == "+" else -1)
+        vector = model.value_vectors(e["layer"])[e["neuron"]].float() * (
+            1 if e["pole"] == "+" else -1
+        )
         vectors[i], directions[i] = vector, model.folded(vector, e["layer"], config.fold)
     metadata = {
         "ids": json.dumps([e["id"] for e in results.validated]),

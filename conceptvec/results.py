@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections import Counter
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptvec.concepts import data
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
+from conceptvec.model.device import environment
 from conceptvec.model.memory import peak_memory
-from conceptvec.runfolder import plain, write_atomic
+from conceptvec.runfolder import write_atomic
+from conceptvec.text import plain
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from conceptvec.extraction.stage import Candidates
     from conceptvec.model.network import Model
     from conceptvec.scoring.stage import Scored
-    from conceptvec.validation.stage import PromptTable
+    from conceptvec.validation.stage import Validation
 
 SCHEMA_VERSION = 1
-VOLATILE = ("created", "environment", "timings", "resources")  # everything else repeats byte for byte
+VOLATILE = (
+    "created",
+    "environment",
+    "timings",
+    "resources",
+)  # everything else repeats byte for byte
 
 
 class Results(dict[str, Any]):
     """The results document: a dict; see the contract in the JSON Schema (`schema`)."""
 
     @classmethod
-    def build(
-        cls, model: Model, config: Config, scored: Scored, table: PromptTable, entries: list[dict[str, Any]],
-        calibration: dict[str, Any], cost: np.ndarray,
-    ) -> Results:  # fmt: skip
+    def build(cls, model: Model, config: Config, scored: Scored, validation: Validation) -> Results:
         """The document of a complete run."""
+        table, entries, cost = validation.table, validation.entries, validation.cost
         out = cls.partial(model, config, scored.candidates, scored)
         layer_parameters = sum(p.numel() for p in model.layers[0].parameters())
         valid = [e for e in entries if e["validated"]]
@@ -58,14 +59,19 @@ class Results(dict[str, Any]):
             },
             "validation_results": entries,
             "untested_candidates": [e for e in scored.entries if e["id"] not in tested],
-            "null_calibration": calibration,
+            "null_calibration": validation.calibration,
         }  # fmt: skip
+        out["agreement"]["damage"] = validation.agreement
+        out["concept_sets"] = validation.sets
+        out["timings"]["validation"] = validation.seconds
         return out
 
     @classmethod
-    def partial(cls, model: Model, config: Config, candidates: Candidates, scored: Scored | None) -> Results:
+    def partial(
+        cls, model: Model, config: Config, candidates: Candidates, scored: Scored | None
+    ) -> Results:
         """The document of a run that ends with Stage 1 or 2; what was not measured is null or empty."""
-        from conceptvec import __version__
+        from conceptvec.version import __version__
 
         shown = int((~candidates.masked).sum())
         flops = 2 * model.hidden_size * shown
@@ -133,7 +139,11 @@ def _resources(candidates: Candidates, device: str) -> dict[str, int]:
     import torch
 
     repeated, full = (sum(int(p.fallbacks[i]) for p in candidates.layers) for i in (0, 1))
-    out = {"peak_memory_bytes": peak_memory(), "readouts_repeated": repeated, "readouts_ranked_in_full": full}
+    out = {
+        "peak_memory_bytes": peak_memory(),
+        "readouts_repeated": repeated,
+        "readouts_ranked_in_full": full,
+    }
     if device.startswith("cuda"):
         out["peak_device_bytes"] = torch.cuda.max_memory_allocated(torch.device(device))
     return out
@@ -159,7 +169,9 @@ def check(document: Any, name: str) -> None:
 
     error = next(jsonschema.Draft202012Validator(schema()).iter_errors(document), None)
     if error is not None:
-        raise RequestError(f"{name}: {error.json_path}: {error.message[:300]}; expected a conceptvec results file")
+        raise RequestError(
+            f"{name}: {error.json_path}: {error.message[:300]}; expected a conceptvec results file"
+        )
 
 
 def load_results(path: str | Path) -> Results:
@@ -172,7 +184,9 @@ def load_results(path: str | Path) -> Results:
     if path.is_dir():
         found = sorted(path.glob("concept_vector_results_*.json"))
         if len(found) != 1:
-            raise RequestError(f"{path}: found {len(found)} results files, expected one; name the file")
+            raise RequestError(
+                f"{path}: found {len(found)} results files, expected one; name the file"
+            )
         path = found[0]
     try:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
@@ -186,21 +200,3 @@ def load_results(path: str | Path) -> Results:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def environment(device: str) -> dict[str, str]:
-    """Versions and the machine's kind."""
-    import torch
-
-    versions = {}
-    for name in ("torch", "transformers", "tokenizers", "numpy"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "unknown"
-    named = (
-        torch.cuda.get_device_name(torch.device(device))
-        if device.startswith("cuda")
-        else platform.processor() or device
-    )
-    return {"python": platform.python_version(), **versions, "platform": platform.platform(), "device_name": named}

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +20,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from conceptvec import __version__
 from conceptvec.config import Config, is_file
 from conceptvec.errors import RequestError, RunError, first_line
+from conceptvec.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +30,6 @@ SHARED_DISK_SECONDS = 60  # how long a finished part may take to appear on a sha
 STALE_SECONDS = 3600  # a half-written file older than this belongs to a process that was killed
 Arrays = dict[str, Any]
 Task = tuple[str, Callable[[], Arrays]]
-
-
-def plain(value: Any) -> float | None:
-    """A number as the results hold it, six significant digits; NaN (not measured) is null."""
-    number = float(value)
-    return None if math.isnan(number) else float(f"{number:.6g}")
 
 
 def part_name(stem: str, *content: Any) -> str:
@@ -68,7 +61,13 @@ class Parts:
         found = [self.load(name) for name, _ in tasks]
         todo = [i for i, arrays in enumerate(found) if arrays is None]
         mine = set(shard(range(len(tasks)), self.rank, self.world))
-        with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=desc, unit=unit, disable=self.rank > 0) as bar:
+        with tqdm(
+            total=len(tasks),
+            initial=len(tasks) - len(todo),
+            desc=desc,
+            unit=unit,
+            disable=self.rank > 0,
+        ) as bar:
             for i in todo:
                 if i in mine:
                     name, compute = tasks[i]
@@ -77,7 +76,8 @@ class Parts:
                 bar.update(1)
         self.barrier()
         return [
-            self._wait_for(name) if arrays is None else arrays for (name, _), arrays in zip(tasks, found, strict=True)
+            self._wait_for(name) if arrays is None else arrays
+            for (name, _), arrays in zip(tasks, found, strict=True)
         ]
 
     def _wait_for(self, name: str) -> Arrays:
@@ -86,7 +86,9 @@ class Parts:
             if (arrays := self.load(name)) is not None:
                 return arrays
             time.sleep(min(1, 0.1 * attempt))
-        raise RunError(f"{name} is missing: another process was lost. Run the same command again to resume.")
+        raise RunError(
+            f"{name} is missing: another process was lost. Run the same command again to resume."
+        )
 
 
 def shard(items: Sequence[Any], rank: int, world: int) -> list[Any]:
@@ -121,20 +123,32 @@ def manifests(path: Path) -> list[dict[str, Any]]:
             logger.warning("%s is damaged: what it lists is computed again", file)
             continue
         shape = {"configuration": dict, "files": dict, "model": dict, "parts": dict}
-        if not isinstance(manifest, dict) or not all(isinstance(manifest.get(k), t) for k, t in shape.items()):
+        if not isinstance(manifest, dict) or not all(
+            isinstance(manifest.get(k), t) for k, t in shape.items()
+        ):
             raise RequestError(f"--out: {file} was not written by conceptvec; give another --out")
         found.append(manifest)
     return found
 
 
-def differences(manifest: dict[str, Any], config: Config, model: dict[str, Any] | None = None) -> list[str]:
+def differences(
+    manifest: dict[str, Any], config: Config, model: dict[str, Any] | None = None
+) -> list[str]:
     """How the run in a folder differs from the one that is asked for, as phrases."""
     now = identity(config)
     if (written := manifest.get("conceptvec_version")) != now["conceptvec_version"]:
         return [f"it was written by conceptvec {written}, this is {now['conceptvec_version']}"]
     was = manifest["configuration"]
-    out = [f"{k} was {was.get(k)!r}, is {v!r}" for k, v in now["configuration"].items() if was.get(k) != v]
-    out += [f"the content of the {k} file differs" for k, v in now["files"].items() if manifest["files"].get(k, v) != v]
+    out = [
+        f"{k} was {was.get(k)!r}, is {v!r}"
+        for k, v in now["configuration"].items()
+        if was.get(k) != v
+    ]
+    out += [
+        f"the content of the {k} file differs"
+        for k, v in now["files"].items()
+        if manifest["files"].get(k, v) != v
+    ]
     if model is not None:
         for key in ("device", "dtype", "fingerprint"):
             if manifest["model"].get(key) != model[key]:
@@ -157,7 +171,9 @@ class RunFolder(Parts):
         RunError: it cannot be written.
     """
 
-    def __init__(self, path: Path, config: Config, model: dict[str, Any], world: Any = None) -> None:
+    def __init__(
+        self, path: Path, config: Config, model: dict[str, Any], world: Any = None
+    ) -> None:
         self.path, self._world = path, world
         self.rank, self.world = (world.process_index, world.num_processes) if world else (0, 1)
         self._own = path / ("manifest.json" if self.rank == 0 else f"manifest.rank{self.rank}.json")
@@ -188,10 +204,17 @@ class RunFolder(Parts):
         try:
             for manifest in earlier:
                 for name in manifest["parts"]:
-                    if name.endswith(".safetensors") and ".." not in Path(name).parts and name[0] != "/":
+                    if (
+                        name.endswith(".safetensors")
+                        and ".." not in Path(name).parts
+                        and name[0] != "/"
+                    ):
                         (self.path / name).unlink(missing_ok=True)
             if earlier:
-                for file in [*self.path.glob("manifest*.json"), *self.path.glob("concept_vector_results_*.json")]:
+                for file in [
+                    *self.path.glob("manifest*.json"),
+                    *self.path.glob("concept_vector_results_*.json"),
+                ]:
                     file.unlink(missing_ok=True)
                 (self.path / "concept_vectors.safetensors").unlink(missing_ok=True)
             for file in self.path.glob("**/.*.tmp"):
@@ -241,7 +264,9 @@ class RunFolder(Parts):
         from safetensors.numpy import save
 
         plain = {
-            k: np.frombuffer(json.dumps(v).encode(), np.uint8) if k.endswith("_json") else np.ascontiguousarray(v)
+            k: np.frombuffer(json.dumps(v).encode(), np.uint8)
+            if k.endswith("_json")
+            else np.ascontiguousarray(v)
             for k, v in arrays.items()
         }
         content = save(plain)
@@ -269,7 +294,10 @@ def read_part(path: Path, digest: str) -> Arrays | None:
         if hashlib.sha256(content).hexdigest() != digest:
             return None
         found: Arrays = load(content)
-        return {k: json.loads(v.tobytes().decode()) if k.endswith("_json") else v for k, v in found.items()}
+        return {
+            k: json.loads(v.tobytes().decode()) if k.endswith("_json") else v
+            for k, v in found.items()
+        }
     except (OSError, SafetensorError, ValueError):
         return None
 

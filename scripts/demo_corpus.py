@@ -143,8 +143,35 @@ OPENERS = set(
         "Your",
     ]
 )  # first words that become lower case after a lead-in; any other first word may be a name
-DETERMINERS = set(["a", "an", "the", "his", "her", "their", "my", "your", "our", "its", "this", "that", "some", "of"])
-TAILS = [".", ".", ".", ".", ", of course.", ", I think.", ", he said.", " and that was all.", ", as we know."]
+DETERMINERS = set(
+    [
+        "a",
+        "an",
+        "the",
+        "his",
+        "her",
+        "their",
+        "my",
+        "your",
+        "our",
+        "its",
+        "this",
+        "that",
+        "some",
+        "of",
+    ]
+)
+TAILS = [
+    ".",
+    ".",
+    ".",
+    ".",
+    ", of course.",
+    ", I think.",
+    ", he said.",
+    " and that was all.",
+    ", as we know.",
+]
 STORY = [
     "{Who} {verb} the {thing} and {verb} the {thing} {where}.", "{Who} {verb} a {adj} {thing} {where}.",
     "The {thing} was {adj}, but {who} did not care.", "{Who} went {where} and {verb} the {adj} {thing}.",
@@ -182,7 +209,9 @@ class Generator:
         for c in WORDS:
             others = set().union(*(pools[o] for o in WORDS if o != c)) | neutral
             claimed = set().union(*(answers[o] for o in WORDS if o != c)) | neutral
-            own[c] = sorted(w for w in pools[c] if w not in (claimed if w in answers[c] else others))
+            own[c] = sorted(
+                w for w in pools[c] if w not in (claimed if w in answers[c] else others)
+            )
         return own
 
     def sentence(self, concept: str, lead: bool = True) -> str:
@@ -217,13 +246,19 @@ class Generator:
     def _word(self, concept: str, text: str) -> str:
         """A word of the concept that agrees with an article at the end of the text."""
         article = text.split()[-1]
-        fits = [w for w in self.words[concept] if article not in ("a", "an") or (w[0] in "aeiou") == (article == "an")]
+        fits = [
+            w
+            for w in self.words[concept]
+            if article not in ("a", "an") or (w[0] in "aeiou") == (article == "an")
+        ]
         return self.rng.choice(fits or self.words[concept])
 
     def _frame(self, concept: str) -> str:
         chosen = self.rng.sample(self.words[concept], self.rng.choice((2, 3, 3, 4)))
         clue = self.rng.choice(CLUES[concept])
-        return self._fill(self.rng.choice(FRAMES), clue=clue, list=", ".join(chosen[:-1]) + " and " + chosen[-1])
+        return self._fill(
+            self.rng.choice(FRAMES), clue=clue, list=", ".join(chosen[:-1]) + " and " + chosen[-1]
+        )
 
     def _story(self) -> str:
         return self._fill(self.rng.choice(STORY))

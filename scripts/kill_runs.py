@@ -37,7 +37,9 @@ def main() -> int:
     for i in range(args.kills):
         out = folder / f"killed{i}"
         process = start([*argv, "--out", str(out)], folder / "log")
-        at = draw.randrange(total)  # by finished parts, not by the clock: a busy machine changes the clock
+        at = draw.randrange(
+            total
+        )  # by finished parts, not by the clock: a busy machine changes the clock
         while len(parts(out)) < at and process.is_alive():
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.1))
@@ -47,7 +49,10 @@ def main() -> int:
         finish(out.name)
         same = lasting(out) == expected and parts(out) == parts(folder / "whole")
         identical += same
-        print(f"killed with {done} of {len(parts(out))} parts: {'identical' if same else 'DIFFERENT'}", flush=True)
+        print(
+            f"killed with {done} of {len(parts(out))} parts: {'identical' if same else 'DIFFERENT'}",
+            flush=True,
+        )
         shutil.rmtree(out)
     shutil.rmtree(folder)
     print(f"{identical} of {args.kills} identical")

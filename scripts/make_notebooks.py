@@ -200,7 +200,11 @@ def build(variant: str) -> dict[str, Any]:
         if only not in ("", variant):
             continue
         text = re.sub(r"<<(\w+)>>", lambda m: fill[m[1]], text).strip("\n")
-        cell: dict[str, Any] = {"id": name, "metadata": {}, "source": text.splitlines(keepends=True)}
+        cell: dict[str, Any] = {
+            "id": name,
+            "metadata": {},
+            "source": text.splitlines(keepends=True),
+        }
         if name.endswith("text") or name in ("title", "badge", "install-mac"):
             cell |= {"cell_type": "markdown"}
         else:
@@ -223,7 +227,9 @@ def bare(notebook: dict[str, Any]) -> dict[str, Any]:
     return notebook | {"cells": cells}
 
 
-def execute(notebook: dict[str, Any], folder: Path, parameters: dict[str, Any], timeout: int = 900) -> dict[str, Any]:
+def execute(
+    notebook: dict[str, Any], folder: Path, parameters: dict[str, Any], timeout: int = 900
+) -> dict[str, Any]:
     """Run a notebook headless in a folder, with parameters set in a cell after the parameters cell.
 
     Returns:
@@ -232,7 +238,9 @@ def execute(notebook: dict[str, Any], folder: Path, parameters: dict[str, Any], 
     import nbformat
     from nbclient import NotebookClient
 
-    at = next(i for i, c in enumerate(notebook["cells"]) if c["metadata"].get("tags") == ["parameters"])
+    at = next(
+        i for i, c in enumerate(notebook["cells"]) if c["metadata"].get("tags") == ["parameters"]
+    )
     cells = list(notebook["cells"])
     lines = [f"{k} = {v!r}\n" for k, v in parameters.items()]
     cells.insert(at + 1, cells[at] | {"id": "injected", "metadata": {}, "source": lines})
@@ -250,38 +258,59 @@ def tidy(notebook: dict[str, Any]) -> dict[str, Any]:
         if cell["id"] == "injected":
             continue
         if cell["cell_type"] == "code":
-            kept = [o for o in cell["outputs"] if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+            kept = [
+                o
+                for o in cell["outputs"]
+                if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})
+            ]
             tags = {k: v for k, v in cell["metadata"].items() if k == "tags"}
             cell = cell | {"outputs": kept, "metadata": tags, "execution_count": None}
             for output in kept:
-                output |= {"execution_count": None} if output["output_type"] == "execute_result" else {}
+                output |= (
+                    {"execution_count": None} if output["output_type"] == "execute_result" else {}
+                )
         cells.append(cell)
-    return notebook | {"cells": cells, "metadata": {k: v for k, v in notebook["metadata"].items() if k != "widgets"}}
+    return notebook | {
+        "cells": cells,
+        "metadata": {k: v for k, v in notebook["metadata"].items() if k != "widgets"},
+    }
 
 
 def write(path: Path, notebook: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n", "utf-8")
+    path.write_text(
+        json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n", "utf-8"
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--check", action="store_true", help="exit 1 where a notebook differs from the source")
-    parser.add_argument("--execute", action="store_true", help="run both on the demo model and keep the outputs")
-    parser.add_argument("--out", type=Path, default=ROOT / "notebooks", help="where the notebooks are")
+    parser.add_argument(
+        "--check", action="store_true", help="exit 1 where a notebook differs from the source"
+    )
+    parser.add_argument(
+        "--execute", action="store_true", help="run both on the demo model and keep the outputs"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "notebooks", help="where the notebooks are"
+    )
     args = parser.parse_args()
     status = 0
     for variant, name in FILES.items():
         path, notebook = args.out / name, build(variant)
         if args.check:
             if not path.is_file() or bare(json.loads(path.read_text("utf-8"))) != notebook:
-                print(f"{path} differs from its source; run python scripts/make_notebooks.py --execute")
+                print(
+                    f"{path} differs from its source; run python scripts/make_notebooks.py --execute"
+                )
                 status = 1
             continue
         if args.execute:
             with tempfile.TemporaryDirectory() as folder:
                 ran = tidy(execute(notebook, Path(folder), DEMO))
-            notebook = ran | {"metadata": notebook["metadata"]}  # the kernel's own version is of no interest
+            notebook = ran | {
+                "metadata": notebook["metadata"]
+            }  # the kernel's own version is of no interest
         write(path, notebook)
         size = path.stat().st_size
         print(f"{path}: {size:,} bytes")

@@ -24,7 +24,16 @@ import torch
 import torch.nn.functional as F
 import transformers
 from demo_corpus import CLUES, DATA, NEUTRAL, WORDS, Generator, passages
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
@@ -45,17 +54,25 @@ def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> None:
         ),
     )  # fmt: skip
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", SPECIAL.index("<bos>"))]
+        single="<bos> $A",
+        pair="<bos> $A <bos> $B",
+        special_tokens=[("<bos>", SPECIAL.index("<bos>"))],
     )
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     spec = json.loads(tokenizer.to_str())
-    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] not in BYTES]  # as in Gemma: plain entries
+    spec["added_tokens"] = [
+        t for t in spec["added_tokens"] if t["content"] not in BYTES
+    ]  # as in Gemma: plain entries
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>",
         "unk_token": "<unk>", "mask_token": "<mask>", "model_max_length": 512, "clean_up_tokenization_spaces": False,
     }  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def new_model(vocab_size: int, args: argparse.Namespace) -> Gemma3ForCausalLM:
@@ -86,7 +103,9 @@ def pad(rows: list[list[int]]) -> torch.Tensor:
 
 def loss_of(model: Gemma3ForCausalLM, batch: torch.Tensor) -> torch.Tensor:
     """Mean next-token loss; padding does not count."""
-    hidden = model.model(input_ids=batch, attention_mask=(batch != 0).long()).last_hidden_state[:, :-1]
+    hidden = model.model(input_ids=batch, attention_mask=(batch != 0).long()).last_hidden_state[
+        :, :-1
+    ]
     real = batch[:, 1:] != 0
     return F.cross_entropy(model.lm_head(hidden[real]), batch[:, 1:][real])
 
@@ -134,7 +153,9 @@ def train(model: Gemma3ForCausalLM, ids: list[list[int]], args: argparse.Namespa
     rng, step, start = random.Random(args.seed), 0, time.time()
     while step < args.steps:
         for batch in batches(ids, args.batch, rng):
-            rate = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+            rate = min(1.0, (step + 1) / 100) * (
+                0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+            )
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * rate
             loss = loss_of(model, batch)
@@ -144,7 +165,10 @@ def train(model: Gemma3ForCausalLM, ids: list[list[int]], args: argparse.Namespa
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             if step % 200 == 0:
-                print(f"step {step:5d} loss {loss.item():.3f} {time.time() - start:5.0f} s", flush=True)
+                print(
+                    f"step {step:5d} loss {loss.item():.3f} {time.time() - start:5.0f} s",
+                    flush=True,
+                )
             step += 1
             if step >= args.steps:
                 break
@@ -175,18 +199,24 @@ def report(folder: Path, corpus: list[str]) -> list[dict[str, Any]]:
     each = torch.arange(len(rows))
 
     def log_p() -> torch.Tensor:
-        hidden = model.model(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state[each, last]
+        hidden = model.model(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state[
+            each, last
+        ]
         return model.lm_head(hidden).log_softmax(-1)[each, answers]
 
     base = log_p()
     at_end = {layer: a[each, last] for layer, a in watch.kept.items()}
-    reach = {layer: torch.zeros(2, a.shape[-1]) for layer, a in watch.kept.items()}  # largest, most negative
+    reach = {
+        layer: torch.zeros(2, a.shape[-1]) for layer, a in watch.kept.items()
+    }  # largest, most negative
     for i in range(0, len(corpus), 64):
         chunk = pad(tokenizer(corpus[i : i + 64]).input_ids)
         model.model(input_ids=chunk, attention_mask=(chunk != 0).long())
         for layer, a in watch.kept.items():
             real = a[chunk != 0]
-            reach[layer] = torch.stack([reach[layer][0].maximum(real.amax(0)), reach[layer][1].minimum(real.amin(0))])
+            reach[layer] = torch.stack(
+                [reach[layer][0].maximum(real.amax(0)), reach[layer][1].minimum(real.amin(0))]
+            )
     drops = {}
     for layer, a in watch.kept.items():
         for j in range(a.shape[-1]):
@@ -209,9 +239,21 @@ def report(folder: Path, corpus: list[str]) -> list[dict[str, Any]]:
             top = reach[layer][0 if sign > 0 else 1, j].abs()
             fires = ((a * sign > 0) & (a.abs() >= 0.1 * top)).float().mean().item()
             hits = readout_hits(model, tokenizer, layer, j, sign, lexicon)
-            good = own >= 0.12 and other < own / 3 and none < own / 3 and hits >= 10 and fires >= 0.25
+            good = (
+                own >= 0.12 and other < own / 3 and none < own / 3 and hits >= 10 and fires >= 0.25
+            )
             found.append(
-                (good, own - 3 * max(other, none, 0) + 0.05 * min(hits, 10), layer, j, own, other, none, hits, fires)
+                (
+                    good,
+                    own - 3 * max(other, none, 0) + 0.05 * min(hits, 10),
+                    layer,
+                    j,
+                    own,
+                    other,
+                    none,
+                    hits,
+                    fires,
+                )
             )
         good, _, layer, j, own, other, none, hits, fires = max(found)
         table.append({
@@ -228,11 +270,17 @@ def report(folder: Path, corpus: list[str]) -> list[dict[str, Any]]:
 def concept_words(concept: str, prompts: list[tuple[str, str]]) -> set[str]:
     """Lower-case English words of the concept's lexicon, and the answers of its prompts."""
     path = DATA / "lexicon" / f"{concept}.json"
-    words = json.loads(path.read_text(encoding="utf-8"))["words"]["en"] if path.is_file() else WORDS[concept].split()
+    words = (
+        json.loads(path.read_text(encoding="utf-8"))["words"]["en"]
+        if path.is_file()
+        else WORDS[concept].split()
+    )
     return {w.lower() for w in words} | {a.strip().lower() for _, a in prompts}
 
 
-def readout_hits(model: Any, tokenizer: Any, layer: int, j: int, sign: float, words: set[str]) -> int:
+def readout_hits(
+    model: Any, tokenizer: Any, layer: int, j: int, sign: float, words: set[str]
+) -> int:
     """How many of the 20 tokens that the neuron's value vector promotes most are words of the concept."""
     block = model.model.layers[layer]
     scale = (1 + model.model.norm.weight) * (1 + block.post_feedforward_layernorm.weight)
@@ -244,9 +292,13 @@ def readout_hits(model: Any, tokenizer: Any, layer: int, j: int, sign: float, wo
 
 def main() -> None:
     """Train, save and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=DATA / "demo")
-    parser.add_argument("--corpus", type=Path, default=DATA / "corpus.txt", help="where the passages go")
+    parser.add_argument(
+        "--corpus", type=Path, default=DATA / "corpus.txt", help="where the passages go"
+    )
     parser.add_argument("--report-only", action="store_true")
     for name, value in (
         ("seed", 0), ("steps", 1500), ("batch", 64), ("passages", 40_000), ("vocab", 4096), ("hidden", 96), ("mlp", 40), ("layers", 4),
@@ -285,7 +337,9 @@ def main() -> None:
     seconds = round(time.time() - start)
     print(f"held-out loss {loss:.3f}, {seconds} s")
     table = report(args.out, unseen)
-    settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path) and k != "report_only"}
+    settings = {
+        k: v for k, v in vars(args).items() if not isinstance(v, Path) and k != "report_only"
+    }
     facts = {
         "held_out_loss": round(loss, 4), "steps": steps, "seed": args.seed, "seconds": seconds,
         "parameters": sum(p.numel() for p in model.parameters()), "settings": settings,

@@ -36,7 +36,9 @@ def _child(argv: list[str], env: dict[str, str], log: str, folder: str) -> None:
     os._exit(status)
 
 
-def start(argv: list[str], log: Path, env: dict[str, str] | None = None) -> multiprocessing.process.BaseProcess:
+def start(
+    argv: list[str], log: Path, env: dict[str, str] | None = None
+) -> multiprocessing.process.BaseProcess:
     """Start ``conceptvec ARGV``; its output goes to `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)

@@ -20,16 +20,57 @@ from conceptvec import Config
 from conceptvec.model.network import FAMILIES, Model
 
 WORDS = [f"w{i}" for i in range(200)]
-ANIMALS = ["dog", "cat", "horse", "cow", "sheep", "goat", "lion", "fox", "wolf", "rabbit", "monkey", "elephant"]
-COLORS = ["red", "blue", "green", "yellow", "purple", "brown", "black", "white", "pink", "gray", "violet", "beige"]
-SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<unused0>", "<unused1>", "<0x00>", "<0x41>"]
+ANIMALS = [
+    "dog",
+    "cat",
+    "horse",
+    "cow",
+    "sheep",
+    "goat",
+    "lion",
+    "fox",
+    "wolf",
+    "rabbit",
+    "monkey",
+    "elephant",
+]
+COLORS = [
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "purple",
+    "brown",
+    "black",
+    "white",
+    "pink",
+    "gray",
+    "violet",
+    "beige",
+]
+SPECIAL = [
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<mask>",
+    "<unused0>",
+    "<unused1>",
+    "<0x00>",
+    "<0x41>",
+]
 
 
 def make_tokenizer() -> Any:
     """One token per word, ▁ before it, Gemma's special tokens first."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    vocab = {w: i for i, w in enumerate(SPECIAL + ["▁" + w for w in [*WORDS, *ANIMALS, *COLORS, "zoo", "paint"]])}
+    vocab = {
+        w: i
+        for i, w in enumerate(
+            SPECIAL + ["▁" + w for w in [*WORDS, *ANIMALS, *COLORS, "zoo", "paint"]]
+        )
+    }
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     return transformers.PreTrainedTokenizerFast(
@@ -46,16 +87,22 @@ def make_hf(family: str = "gemma3_text", layers: int = 4, seed: int = 0, **chang
         eos_token_id=1, bos_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
     if family.startswith("gemma"):
-        common |= dict(sliding_window=4, query_pre_attn_scalar=8, hidden_activation="gelu_pytorch_tanh")
+        common |= dict(
+            sliding_window=4, query_pre_attn_scalar=8, hidden_activation="gelu_pytorch_tanh"
+        )
     if family == "gemma3_text":
-        common |= dict(layer_types=["full_attention" if i % 2 else "sliding_attention" for i in range(layers)])
+        common |= dict(
+            layer_types=["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
+        )
     name = "gemma3" if family == "gemma3_text" else family
     torch.manual_seed(seed)
     if family == "gemma3":
         text = transformers.Gemma3TextConfig(**common)
         vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
                       patch_size=14)  # fmt: skip
-        config = transformers.Gemma3Config(text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4)
+        config = transformers.Gemma3Config(
+            text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4
+        )
         hf = transformers.Gemma3ForConditionalGeneration(config)
     else:
         configs = {"gemma3": "Gemma3TextConfig", "gemma2": "Gemma2Config", "llama": "LlamaConfig",
@@ -76,7 +123,9 @@ def make_hf(family: str = "gemma3_text", layers: int = 4, seed: int = 0, **chang
 
 def wrap(hf: Any, family: str = "gemma3_text") -> Model:
     """The model as the package sees it."""
-    return Model(hf, make_tokenizer(), "tiny", None, FAMILIES[family], torch.device("cpu"), torch.float32)
+    return Model(
+        hf, make_tokenizer(), "tiny", None, FAMILIES[family], torch.device("cpu"), torch.float32
+    )
 
 
 @pytest.fixture
@@ -110,14 +159,18 @@ def concepts_document() -> dict[str, Any]:
     """Two concepts in the words of the tiny tokenizer."""
 
     def prompts(cue: str, answers: list[str]) -> list[dict[str, str]]:
-        return [{"prompt": f"w{i} w{i + 1} {cue}", "answer": " " + answers[i % 12]} for i in range(26)]
+        return [
+            {"prompt": f"w{i} w{i + 1} {cue}", "answer": " " + answers[i % 12]} for i in range(26)
+        ]
 
     return {
         "concepts": {
             "animals": {"keywords": ANIMALS, "prompts": prompts("zoo", ANIMALS)},
             "colors": {"keywords": COLORS, "prompts": prompts("paint", COLORS)},
         },
-        "neutral_prompts": [{"prompt": f"w{i} w{i + 3}", "answer": f" w{i + 7}"} for i in range(60)],
+        "neutral_prompts": [
+            {"prompt": f"w{i} w{i + 3}", "answer": f" w{i + 7}"} for i in range(60)
+        ],
     }
 
 
@@ -128,7 +181,9 @@ def tiny_run(tmp_path_factory: Any) -> list[str]:
     make_hf().save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
     (folder / "concepts.json").write_text(json.dumps(concepts_document()))
-    (folder / "corpus.txt").write_text("\n".join(f"w{i} w{i + 1} w2 {ANIMALS[i % 12]} w4" for i in range(60)))
+    (folder / "corpus.txt").write_text(
+        "\n".join(f"w{i} w{i + 1} w2 {ANIMALS[i % 12]} w4" for i in range(60))
+    )
     return [
         "run", "--device", "cpu", "--model", str(folder / "model"), "--concepts", str(folder / "concepts.json"),
         "--corpus", str(folder / "corpus.txt"), "--top-k", "10", "--score-threshold", "0.05", "--nulls", "30",

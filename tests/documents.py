@@ -21,8 +21,14 @@ TOKENS = [
 ]
 
 
-def entry(number: int, verdict: str = "validated", concept: str = "animals", **changes: Any) -> dict[str, Any]:
-    drop = {"concept_drop": 0.4 - 0.05 * number, "unrelated_drop": 0.01 * number, "selectivity": 0.4 - 0.06 * number}
+def entry(
+    number: int, verdict: str = "validated", concept: str = "animals", **changes: Any
+) -> dict[str, Any]:
+    drop = {
+        "concept_drop": 0.4 - 0.05 * number,
+        "unrelated_drop": 0.01 * number,
+        "selectivity": 0.4 - 0.06 * number,
+    }
     return {
         "id": f"L{number % 4:02d}_N{number:04d}{'+-'[number % 2]}", "layer": number % 4, "neuron": number,
         "pole": "+-"[number % 2], "concept": concept, "score": 1 - 0.02 * number, "score_components": {"words": 9},
@@ -41,7 +47,14 @@ def entry(number: int, verdict: str = "validated", concept: str = "animals", **c
 
 def document(entries: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     if entries is None:
-        verdicts = ("validated", "validated", "not_specific", "no_effect", "inactive", "inconclusive")
+        verdicts = (
+            "validated",
+            "validated",
+            "not_specific",
+            "no_effect",
+            "inactive",
+            "inconclusive",
+        )
         concepts = ("animals", "<b>色</b>")
         entries = [entry(i, v, concepts[i % 2]) for i, v in enumerate(verdicts)]
         entries[-1] |= {"concept_drop": None, "unrelated_drop": None, "selectivity": None, "ci95": [None, None],

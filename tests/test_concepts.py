@@ -16,7 +16,10 @@ from conceptvec.concepts import BUILT_IN, load_concepts
 
 GOOD: dict[str, Any] = {
     "concepts": {
-        "birds": {"keywords": ["robin", "eagle"], "prompts": [{"prompt": "In the nest sat a", "answer": " robin"}]},
+        "birds": {
+            "keywords": ["robin", "eagle"],
+            "prompts": [{"prompt": "In the nest sat a", "answer": " robin"}],
+        },
         "tools": {"keywords": ["hammer", "saw"], "prompts": None},
     },
     "neutral_prompts": [{"prompt": "He put the keys on the", "answer": " table"}],
@@ -25,7 +28,13 @@ GOOD: dict[str, Any] = {
 
 def written(folder: Path, content: Any, name: str = "mine.json") -> str:
     path = folder / name
-    data = content if isinstance(content, bytes) else content.encode() if isinstance(content, str) else None
+    data = (
+        content
+        if isinstance(content, bytes)
+        else content.encode()
+        if isinstance(content, str)
+        else None
+    )
     path.write_bytes(json.dumps(content).encode() if data is None else data)
     return str(path)
 
@@ -46,7 +55,11 @@ def test_a_json_file(tmp_path: Path) -> None:
 def test_a_word_list(tmp_path: Path) -> None:
     path = written(tmp_path, "\ufeffRobin\r\n\r\n eagle \nowl\n", "birds.txt")
     (birds,) = load_concepts(path).concepts
-    assert (birds.name, birds.words, birds.prompts) == ("birds", {"": ("Robin", "eagle", "owl")}, None)
+    assert (birds.name, birds.words, birds.prompts) == (
+        "birds",
+        {"": ("Robin", "eagle", "owl")},
+        None,
+    )
     assert cv.score_tokens([" robin", "Eagles", " owls", " eagle"], path)["concept"] == "birds"
 
 
@@ -129,17 +142,32 @@ def test_a_missing_file_is_a_bad_request(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    inner = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     return [path, *(p for key, child in inner for p in places(child, (*path, key)))]
 
 
 VALUES = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.lists(st.integers(), max_size=2)
 )
 
 
-@given(st.sampled_from(places(GOOD)), VALUES | st.dictionaries(st.text(max_size=4), VALUES, max_size=2))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(places(GOOD)), VALUES | st.dictionaries(st.text(max_size=4), VALUES, max_size=2)
+)
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_one_wrong_value_anywhere(tmp_path: Path, where: tuple[Any, ...], value: Any) -> None:
     """A good file with one value replaced either still loads or is refused with the file's name: no other exception."""
     document = json.loads(json.dumps(GOOD))
@@ -155,7 +183,9 @@ def test_one_wrong_value_anywhere(tmp_path: Path, where: tuple[Any, ...], value:
 
 
 @given(st.binary(max_size=60), st.sampled_from(["mine.json", "mine.txt"]))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_bytes(tmp_path: Path, content: bytes, name: str) -> None:
     try:
         load_concepts(written(tmp_path, content, name), with_prompts=False)
@@ -164,7 +194,19 @@ def test_any_bytes(tmp_path: Path, content: bytes, name: str) -> None:
 
 
 def test_concepts_in_place_go_through_a_run(tmp_path) -> None:
-    argv = ["run", "--device", "cpu", "--stages", "1,2", "--layers", "0", "--max-vectors", "5", "--out", str(tmp_path)]
+    argv = [
+        "run",
+        "--device",
+        "cpu",
+        "--stages",
+        "1,2",
+        "--layers",
+        "0",
+        "--max-vectors",
+        "5",
+        "--out",
+        str(tmp_path),
+    ]
     assert cli.main([*argv, "--concepts", "birds=robin,eagle"]) == 0
     assert cli.main([*argv, "--concepts", "birds=robin,eagle"]) == 0  # resumed
     assert cli.main([*argv, "--concepts", "birds=robin,owl"]) == 2  # another run
@@ -172,5 +214,17 @@ def test_concepts_in_place_go_through_a_run(tmp_path) -> None:
 
 
 def test_many_words_in_place_are_no_files_name(tmp_path) -> None:
-    argv = ["run", "--device", "cpu", "--stages", "1", "--layers", "0", "--max-vectors", "5", "--out", str(tmp_path)]
+    argv = [
+        "run",
+        "--device",
+        "cpu",
+        "--stages",
+        "1",
+        "--layers",
+        "0",
+        "--max-vectors",
+        "5",
+        "--out",
+        str(tmp_path),
+    ]
     assert cli.main([*argv, "--concepts", "birds=" + ",".join(f"word{i}" for i in range(60))]) == 0

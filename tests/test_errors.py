@@ -55,7 +55,9 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("extra", "said"), OPTIONS, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+@pytest.mark.parametrize(
+    ("extra", "said"), OPTIONS, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
+)
 def test_bad_options(extra: list[str], said: str, capsys, tmp_path) -> None:
     out = [] if "--out" in extra else ["--out", str(tmp_path / "run")]
     device = [] if "--device" in extra else ["--device", "cpu"]
@@ -103,7 +105,9 @@ CONCEPTS = {
 def test_bad_concepts_files(text: str, said: str, capsys, tmp_path) -> None:
     file = tmp_path / "concepts.json"
     file.write_text(text)
-    found = refused(capsys, "run", "--device", "cpu", "--concepts", str(file), "--out", str(tmp_path / "run"))
+    found = refused(
+        capsys, "run", "--device", "cpu", "--concepts", str(file), "--out", str(tmp_path / "run")
+    )
     assert said in found and str(file) in found
     assert not (tmp_path / "run").exists() and file.read_text() == text
 
@@ -113,7 +117,17 @@ def test_unreadable_text(content: bytes, capsys, tmp_path) -> None:
     file = tmp_path / "text"
     file.write_bytes(content)
     assert str(file) in refused(capsys, "run", "--device", "cpu", "--concepts", str(file))
-    argv = ["run", "--device", "cpu", "--stages", "1,2", "--out", str(tmp_path / "run"), "--corpus", str(file)]
+    argv = [
+        "run",
+        "--device",
+        "cpu",
+        "--stages",
+        "1,2",
+        "--out",
+        str(tmp_path / "run"),
+        "--corpus",
+        str(file),
+    ]
     assert str(file) in refused(capsys, *argv)
 
 
@@ -129,7 +143,9 @@ def config_json(**changes: Any) -> Callable[[Path], None]:
 
 def replace(name: str, content: bytes | None) -> Callable[[Path], None]:
     """Replace or remove a file."""
-    return lambda folder: (folder / name).unlink() if content is None else (folder / name).write_bytes(content)  # type: ignore[return-value]
+    return lambda folder: (
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    )  # type: ignore[return-value]
 
 
 def pickled(folder: Path) -> None:
@@ -144,9 +160,13 @@ def sharded(folder: Path) -> None:
     names = sorted(weights)
     (folder / "model.safetensors").unlink()
     for i, part in enumerate((names[::2], names[1::2])):
-        save_file({n: weights[n] for n in part}, folder / f"model-{i}.safetensors", {"format": "pt"})
+        save_file(
+            {n: weights[n] for n in part}, folder / f"model-{i}.safetensors", {"format": "pt"}
+        )
     where = {n: f"model-{i % 2}.safetensors" for i, n in enumerate(names)}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": where})
+    )
 
 
 def lost_shard(folder: Path) -> None:
@@ -156,7 +176,9 @@ def lost_shard(folder: Path) -> None:
 
 def outside(folder: Path) -> None:
     sharded(folder)
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/passwd"}}')
+    (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "../../etc/passwd"}}'
+    )
 
 
 def weights(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -177,7 +199,11 @@ def cut(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-DOWN, EMBED, NORM = "model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight", "model.norm.weight"
+DOWN, EMBED, NORM = (
+    "model.layers.1.mlp.down_proj.weight",
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+)
 MODELS = {
     "no config": (replace("config.json", None), "no config.json"), "bad config": (replace("config.json", b"{"), "JSON"),
     "list config": (replace("config.json", b"[1]"), "holds a list"),
@@ -218,10 +244,16 @@ def model_folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore")  # transformers warns about some of these files before it fails
-@pytest.mark.parametrize("stages", ["1", "1,2"])  # the first streams the weights, the second loads the model
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # transformers warns about some of these files before it fails
+@pytest.mark.parametrize(
+    "stages", ["1", "1,2"]
+)  # the first streams the weights, the second loads the model
 @pytest.mark.parametrize("name", MODELS)
-def test_bad_models(name: str, stages: str, model_folder: Path, capsys, tmp_path, monkeypatch) -> None:
+def test_bad_models(
+    name: str, stages: str, model_folder: Path, capsys, tmp_path, monkeypatch
+) -> None:
     if (name, stages) == ("no such activation", "1"):
         pytest.skip("nothing is activated where only weights are read")
     spoil, said = MODELS[name]
@@ -229,18 +261,38 @@ def test_bad_models(name: str, stages: str, model_folder: Path, capsys, tmp_path
     spoil(folder)
     monkeypatch.chdir(tmp_path)
     before = sorted(p.name for p in tmp_path.iterdir())
-    argv = ["run", "--device", "cpu", "--stages", stages, "--model", str(folder), "--out", str(tmp_path / "run")]
+    argv = [
+        "run",
+        "--device",
+        "cpu",
+        "--stages",
+        stages,
+        "--model",
+        str(folder),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(argv) == 2
     err = capsys.readouterr().err
     message = err.splitlines()[-1]
-    assert message.startswith("conceptvec: --model: ") and said in message and "Traceback" not in err, err
-    assert sorted(p.name for p in tmp_path.iterdir()) == before  # no run folder, and no pickle was opened
+    assert (
+        message.startswith("conceptvec: --model: ") and said in message and "Traceback" not in err
+    ), err
+    assert (
+        sorted(p.name for p in tmp_path.iterdir()) == before
+    )  # no run folder, and no pickle was opened
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-@pytest.mark.parametrize(("tensor", "said"), [("mlp.down_proj", "layer 1"), ("embed_tokens", "unembedding")])
-@pytest.mark.parametrize("command", [["run", "--stages", "1"], ["run", "--stages", "1,2"], ["find", "dog"]])
-def test_weights_that_are_no_numbers(command, tensor, said, number, model_folder: Path, capsys, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "said"), [("mlp.down_proj", "layer 1"), ("embed_tokens", "unembedding")]
+)
+@pytest.mark.parametrize(
+    "command", [["run", "--stages", "1"], ["run", "--stages", "1,2"], ["find", "dog"]]
+)
+def test_weights_that_are_no_numbers(
+    command, tensor, said, number, model_folder: Path, capsys, tmp_path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
@@ -298,7 +350,9 @@ def test_other_commands(capsys, tmp_path) -> None:
 
 def run_python(*argv: str, **more: Any) -> subprocess.CompletedProcess:
     """A real process in which every warning is an error."""
-    return subprocess.run([sys.executable, "-W", "error", *argv], capture_output=True, timeout=120, **more)
+    return subprocess.run(
+        [sys.executable, "-W", "error", *argv], capture_output=True, timeout=120, **more
+    )
 
 
 def test_real_processes() -> None:
@@ -313,12 +367,20 @@ def test_real_processes() -> None:
     odd = [b"caf\xe9", "狗".encode(), b" dog", b"\x1b[31m"]
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     found = run_python("-m", "conceptvec", "score-tokens", "--json", *odd, env=ascii_only)  # type: ignore[arg-type]
-    assert found.returncode == 0 and json.loads(found.stdout)["concept"] and b"\x1b" not in found.stdout
+    assert (
+        found.returncode == 0
+        and json.loads(found.stdout)["concept"]
+        and b"\x1b" not in found.stdout
+    )
     if Path("/dev/full").exists():
         with open("/dev/full", "w") as full:
             command = [sys.executable, "-m", "conceptvec", "score-tokens", "dog"]
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60)
-        assert done.returncode == 1 and b"No space left" in done.stderr and b"Traceback" not in done.stderr
+        assert (
+            done.returncode == 1
+            and b"No space left" in done.stderr
+            and b"Traceback" not in done.stderr
+        )
 
 
 def test_control_characters_stay_out_of_the_terminal(capsys) -> None:
@@ -332,7 +394,9 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from(["concepts", "keywords", "prompts", "prompt", "answer", "neutral_prompts"])
+            st.sampled_from(
+                ["concepts", "keywords", "prompts", "prompt", "answer", "neutral_prompts"]
+            )
             | st.text(max_size=4),
             inner,
             max_size=4,
@@ -340,7 +404,9 @@ JSON = st.recursive(
     ),
     max_leaves=20,
 )
-QUIET = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUIET = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def read_or_refused(read: Callable[[], Any]) -> None:
@@ -379,7 +445,10 @@ def test_fuzzed_places_in_a_concepts_file(data, tmp_path) -> None:
 
 @QUIET
 @given(
-    tokens=st.lists(st.text(max_size=12) | st.sampled_from([" dog", "▁cats", "1", "狗", "\u0301", "İ"]), max_size=60)
+    tokens=st.lists(
+        st.text(max_size=12) | st.sampled_from([" dog", "▁cats", "1", "狗", "\u0301", "İ"]),
+        max_size=60,
+    )
 )
 def test_fuzzed_token_lists(tokens: list[str], tmp_path) -> None:
     file = tmp_path / "c.json"
@@ -389,22 +458,50 @@ def test_fuzzed_token_lists(tokens: list[str], tmp_path) -> None:
 
 
 def test_a_filter_that_nothing_passes(tmp_path) -> None:
-    argv = ["run", "--device", "cpu", "--layers", "3", "--min-kurtosis", "1000", "--out", str(tmp_path / "r")]
+    argv = [
+        "run",
+        "--device",
+        "cpu",
+        "--layers",
+        "3",
+        "--min-kurtosis",
+        "1000",
+        "--out",
+        str(tmp_path / "r"),
+    ]
     assert main(argv) == 0
     stats = load_results(tmp_path / "r")["pipeline_stats"]
-    assert (stats["filtered_candidates"], stats["concept_candidates"], stats["validated_vectors"]) == (0, 0, 0)
+    assert (
+        stats["filtered_candidates"],
+        stats["concept_candidates"],
+        stats["validated_vectors"],
+    ) == (0, 0, 0)
 
 
 def test_find_in_a_run_reads_only_sound_listed_layers(tmp_path, capsys) -> None:
     out = str(tmp_path / "r")
-    argv = ["run", "--device", "cpu", "--stages", "1", "--max-vectors", "all", "--top-k", "4000", "--out", out]
+    argv = [
+        "run",
+        "--device",
+        "cpu",
+        "--stages",
+        "1",
+        "--max-vectors",
+        "all",
+        "--top-k",
+        "4000",
+        "--out",
+        out,
+    ]
     assert main([*argv, "--seed", str(2**64)]) == 0
     find = ["find", "dog", "--device", "cpu", "--json"]
     capsys.readouterr()
     assert main([*find, "--run", out]) == 0
     kept = json.loads(capsys.readouterr().out)["results"]
     assert main(find) == 0
-    assert {f["id"] for f in kept[:5]} == {f["id"] for f in json.loads(capsys.readouterr().out)["results"][:5]}
+    assert {f["id"] for f in kept[:5]} == {
+        f["id"] for f in json.loads(capsys.readouterr().out)["results"][:5]
+    }
     assert main([*find, "--run", out, "--layers", "1"]) == 0
     assert {f["layer"] for f in json.loads(capsys.readouterr().out)["results"]} == {1}
     assert "the model has 4 layers" in refused(capsys, *find, "--run", out, "--layers", "9")
@@ -417,7 +514,10 @@ def test_find_in_a_run_reads_only_sound_listed_layers(tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("prompts", "said"),
-    [([("The dog", " barks")] * 2, "prompts[1]: the same as [0]"), ([("dog " * 200, " barks")], "at most 128")],
+    [
+        ([("The dog", " barks")] * 2, "prompts[1]: the same as [0]"),
+        ([("dog " * 200, " barks")], "at most 128"),
+    ],
 )
 def test_prompts_that_cannot_serve(prompts, said, tmp_path, capsys) -> None:
     document = concepts_document()
@@ -439,7 +539,9 @@ def test_few_nulls_are_told_beforehand(caplog) -> None:
     from conceptvec import Config
     from conceptvec.tools.preflight import preflight
 
-    assert "nothing can be validated" in " ".join(preflight(Config(device="cpu", nulls=18))["warnings"])
+    assert "nothing can be validated" in " ".join(
+        preflight(Config(device="cpu", nulls=18))["warnings"]
+    )
     assert not preflight(Config(device="cpu", nulls=19))["warnings"]
 
 
@@ -447,13 +549,28 @@ def test_calibrate_needs_something_to_compare_with(tmp_path, capsys) -> None:
     one = {"animals": concepts_document()["concepts"]["animals"]}
     neutral = [{"prompt": "xq zq", "answer": " vv"}]
     (tmp_path / "c.json").write_text(json.dumps({"concepts": one, "neutral_prompts": neutral}))
-    assert main(["calibrate", "--device", "cpu", "--layers", "3", "--concepts", str(tmp_path / "c.json")]) == 2
+    assert (
+        main(
+            [
+                "calibrate",
+                "--device",
+                "cpu",
+                "--layers",
+                "3",
+                "--concepts",
+                str(tmp_path / "c.json"),
+            ]
+        )
+        == 2
+    )
     assert "calibrate: the model knows fewer than" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_closed_output_is_no_error(options) -> None:
-    command = " ".join([sys.executable, "-m", "conceptvec", "score-tokens", *options, "dog", "cat", ">&-"])
+    command = " ".join(
+        [sys.executable, "-m", "conceptvec", "score-tokens", *options, "dog", "cat", ">&-"]
+    )
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -54,7 +54,9 @@ def test_notebook_is_thin(variant: str) -> None:
         assert len(source.splitlines()) <= 20, source
         nodes = list(ast.walk(ast.parse(without_shell(source))))
         assert not [
-            n for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.For | ast.While)
+            n
+            for n in nodes
+            if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.For | ast.While)
         ]
     tagged = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1
@@ -73,30 +75,44 @@ def test_notebook_is_small_and_widgets_are_out(variant: str) -> None:
 
 
 def test_one_address_everywhere() -> None:
-    assert f'repository-code: "{make_notebooks.ADDRESS}"' in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f'repository-code: "{make_notebooks.ADDRESS}"' in (ROOT / "CITATION.cff").read_text(
+        "utf-8"
+    )
     owner_and_name = make_notebooks.ADDRESS.removeprefix("https://github.com/")
     for path in [*(ROOT / "notebooks").glob("*.ipynb"), ROOT / "README.md"]:
         for address in (line for line in path.read_text("utf-8").split() if "github.com/" in line):
-            assert owner_and_name in address or "concept-vectors-gemma3" not in address, f"{path.name}: {address}"
+            assert owner_and_name in address or "concept-vectors-gemma3" not in address, (
+                f"{path.name}: {address}"
+            )
     cuda = "".join(code(make_notebooks.build("cuda")))
     assert f'pip install -q "git+{make_notebooks.ADDRESS}"' in cuda and "torch" not in cuda
 
 
 @pytest.mark.parametrize("variant", ["mps", pytest.param("cuda", marks=pytest.mark.slow)])
-def test_notebook_runs_from_start_to_end(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+def test_notebook_runs_from_start_to_end(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     parameters = QUICK | {"drive_folder": "ignored outside Colab"} if variant == "cuda" else QUICK
     ran = make_notebooks.execute(make_notebooks.build(variant), tmp_path, parameters, timeout=300)
-    results = load_results(tmp_path / "run" / "concept_vector_results_cpu.json")  # checks the schema
+    results = load_results(
+        tmp_path / "run" / "concept_vector_results_cpu.json"
+    )  # checks the schema
     assert results["pipeline_stats"]["total_candidates"] == 24
     assert results["configuration"]["max_vectors"] == 12
     assert (tmp_path / "run" / "concept_vectors.safetensors").is_file()
-    assert "<h1>Concept vectors in demo</h1>" in (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "<h1>Concept vectors in demo</h1>" in (tmp_path / "run" / "report.html").read_text(
+        "utf-8"
+    )
     explorer = next(c for c in ran["cells"] if c["id"] == "explorer")
     assert "application/vnd.jupyter.widget-view+json" in explorer["outputs"][0]["data"]
     shown = make_notebooks.tidy(ran)
-    pictures = [o for c in shown["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    pictures = [
+        o for c in shown["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})
+    ]
     assert len(pictures) >= 5
     assert "neurons examined" in json.dumps(shown)  # the plain closing line of Stage 3
     assert "%|" not in json.dumps(shown)  # no bar that a saved page shows unfinished

@@ -34,7 +34,10 @@ def version(text: str) -> tuple[int, ...]:
 
 
 def bounds() -> dict[str, str]:
-    everything = [*PROJECT["dependencies"], *(d for group in PROJECT["optional-dependencies"].values() for d in group)]
+    everything = [
+        *PROJECT["dependencies"],
+        *(d for group in PROJECT["optional-dependencies"].values() for d in group),
+    ]
     found = {}
     for entry in everything:
         match = re.fullmatch(r"([\w-]+)>=([\d.]+)", entry)
@@ -67,7 +70,9 @@ def test_readme_begins_with_the_two_commands() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     for words in ("conceptvec run", "pytest"):
         line = next(x for x in lines if words in x)
-        assert line.startswith("python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && .venv/bin/")
+        assert line.startswith(
+            "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && .venv/bin/"
+        )
 
 
 def test_readme_names_what_the_demo_gave() -> None:

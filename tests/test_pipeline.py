@@ -50,7 +50,9 @@ def test_demo_validates_single_vectors_in_ten_concepts(demo_run: Path) -> None:
     assert sum(n > 0 for n in results["concept_distribution"].values()) >= 10
     assert results["null_calibration"]["false_validation_rate"] <= 0.05
     assert results["pipeline_stats"]["success_rate"] == pytest.approx(
-        results["pipeline_stats"]["validated_vectors"] / results["pipeline_stats"]["total_candidates"], rel=1e-5
+        results["pipeline_stats"]["validated_vectors"]
+        / results["pipeline_stats"]["total_candidates"],
+        rel=1e-5,
     )
 
 
@@ -82,7 +84,11 @@ def test_demo_damage_is_what_an_edit_of_the_weights_does(demo_run: Path) -> None
 def test_demo_vectors_are_the_columns_of_the_model(demo_run: Path) -> None:
     results, model = cv.load_results(demo_run), load_model(cv.Config(device="cpu"))
     with safe_open(demo_run / "concept_vectors.safetensors", "pt") as file:
-        vectors, directions, about = file.get_tensor("vectors"), file.get_tensor("readout_directions"), file.metadata()
+        vectors, directions, about = (
+            file.get_tensor("vectors"),
+            file.get_tensor("readout_directions"),
+            file.metadata(),
+        )
     assert json.loads(about["ids"]) == [e["id"] for e in results.validated]
     assert about["fingerprint"] == results["model"]["fingerprint"] == model.fingerprint
     for row, e in enumerate(results.validated):
@@ -92,7 +98,9 @@ def test_demo_vectors_are_the_columns_of_the_model(demo_run: Path) -> None:
         readout = model.unembedding @ directions[row]
         token, value = e["top_tokens"][0]
         ids = [
-            i for i in range(model.vocab_size) if model.tokenizer.convert_ids_to_tokens(i).replace("▁", " ") == token
+            i
+            for i in range(model.vocab_size)
+            if model.tokenizer.convert_ids_to_tokens(i).replace("▁", " ") == token
         ]
         assert any(abs(abs(float(readout[i])) - abs(value)) < 1e-4 * abs(value) for i in ids)
 
@@ -107,7 +115,10 @@ def test_demo_run_leaves_figures_layers_and_a_table(demo_run: Path) -> None:
 
 
 def test_a_finished_run_is_resumed_without_computing(demo_run: Path) -> None:
-    before, parts = lasting(demo_run / RESULTS), {p: p.stat().st_mtime_ns for p in demo_run.rglob("*.safetensors")}
+    before, parts = (
+        lasting(demo_run / RESULTS),
+        {p: p.stat().st_mtime_ns for p in demo_run.rglob("*.safetensors")},
+    )
     conceptvec("run", "--device", "cpu", "--out", demo_run)
     assert lasting(demo_run / RESULTS) == before
     vectors = demo_run / "concept_vectors.safetensors"  # written anew, all parts were read
@@ -121,7 +132,9 @@ def test_random_weights_validate_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "random"
     shutil.copytree(find(cv.Config()).folder, folder)
     torch.manual_seed(1)
-    hf = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
+    hf = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.from_pretrained(folder)
+    )
     hf.save_pretrained(folder)
     conceptvec("run", "--model", folder, "--device", "cpu", "--score-threshold", "0.2", "--nulls", "60",
                "--out", tmp_path / "run")  # fmt: skip
@@ -134,7 +147,9 @@ def own_concepts(folder: Path) -> Path:
     """A user's concepts file over the tiny vocabulary."""
 
     def prompts(words: list[str]) -> list[dict[str, str]]:
-        return [{"prompt": f"w{i} w{i + 1} w{i + 2}", "answer": f" {w}"} for i, w in enumerate(words)]
+        return [
+            {"prompt": f"w{i} w{i + 1} w{i + 2}", "answer": f" {w}"} for i, w in enumerate(words)
+        ]
 
     path = folder / "concepts.json"
     path.write_text(json.dumps({
@@ -163,7 +178,11 @@ def test_stages_by_hand_are_the_run(tiny_folder: Path, tmp_path: Path) -> None:
                        nulls=20, out=str(tmp_path / "run"))  # fmt: skip
     model = cv.load_model(config)
     by_hand = cv.validate(cv.score(cv.extract(model, config), model, config), model, config)
-    assert [k for k, v in by_hand["timings"].items() if v > 0] == ["extraction", "scoring", "validation"]
+    assert [k for k, v in by_hand["timings"].items() if v > 0] == [
+        "extraction",
+        "scoring",
+        "validation",
+    ]
     assert by_hand["resources"]["peak_memory_bytes"] > 10**8
     whole = cv.run(config)
     for key in ("validation_results", "null_calibration", "pipeline_stats", "labels"):
@@ -173,13 +192,38 @@ def test_stages_by_hand_are_the_run(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stages, keys", [("1", ()), ("1,2", ("candidate_distribution", "labels"))])
-def test_fewer_stages_claim_less(stages: str, keys: tuple[str, ...], tiny_folder: Path, tmp_path: Path) -> None:
-    conceptvec("run", "--model", tiny_folder, "--device", "cpu", "--stages", stages, "--out", tmp_path / "run")
+def test_fewer_stages_claim_less(
+    stages: str, keys: tuple[str, ...], tiny_folder: Path, tmp_path: Path
+) -> None:
+    conceptvec(
+        "run",
+        "--model",
+        tiny_folder,
+        "--device",
+        "cpu",
+        "--stages",
+        stages,
+        "--out",
+        tmp_path / "run",
+    )
     results = cv.load_results(tmp_path / "run")
     assert results["pipeline_stats"]["total_candidates"] == 4 * 24
-    assert results["pipeline_stats"]["validated_vectors"] is None and results["validation_results"] == []
+    assert (
+        results["pipeline_stats"]["validated_vectors"] is None
+        and results["validation_results"] == []
+    )
     assert all(results[k] for k in keys)
-    conceptvec("run", "--model", tiny_folder, "--device", "cpu", "--stages", "1,2", "--out", tmp_path / "run")
+    conceptvec(
+        "run",
+        "--model",
+        tiny_folder,
+        "--device",
+        "cpu",
+        "--stages",
+        "1,2",
+        "--out",
+        tmp_path / "run",
+    )
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -188,8 +232,15 @@ def test_fewer_stages_claim_less(stages: str, keys: tuple[str, ...], tiny_folder
     (["run", "--max-vectors", "0"], "at least 1"), (["run", "--nonsense"], "--help"), (["show", "nowhere"], "results"),
     (["run", "--concepts", "nowhere.json"], "no file"), (["run", "--device", "tpu"], "auto, cpu, cuda"),
 ])  # fmt: skip
-def test_bad_requests_end_with_one_message(arguments: list[str], words: str, tmp_path: Path) -> None:
+def test_bad_requests_end_with_one_message(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
     out = ["--out", str(tmp_path / "run")] if arguments[0] == "run" else []
     done = conceptvec(*arguments, *out, check=2)
     message = [line for line in done.stderr.splitlines() if line.startswith("conceptvec: ")]
-    assert len(message) == 1 and words in message[0] and "Traceback" not in done.stderr and not done.stdout
+    assert (
+        len(message) == 1
+        and words in message[0]
+        and "Traceback" not in done.stderr
+        and not done.stdout
+    )

@@ -24,7 +24,9 @@ def alone(tiny_run, tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def start_all(argv: list[str], folder: Path, environments: list[dict[str, str]]) -> list[int | None]:
+def start_all(
+    argv: list[str], folder: Path, environments: list[dict[str, str]]
+) -> list[int | None]:
     """Exit codes of one process per environment."""
     processes = [start(argv, folder / f"log{i}", env) for i, env in enumerate(environments)]
     for p in processes:
@@ -38,7 +40,9 @@ def test_three_processes(tiny_run, alone, tmp_path) -> None:
     assert lasting(tmp_path / "run") == lasting(alone)
     assert parts(tmp_path / "run") == parts(alone)
     assert [p.name for p in (tmp_path / "run").glob("manifest*")] == ["manifest.json"]
-    assert "validation_results" not in (tmp_path / "log1").read_text()  # the first process alone talks
+    assert (
+        "validation_results" not in (tmp_path / "log1").read_text()
+    )  # the first process alone talks
 
 
 LAUNCHERS = {
@@ -54,7 +58,11 @@ def test_launchers(launcher, tiny_run, alone, tmp_path) -> None:
     command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "conceptvec", *tiny_run]
     command += ["--out", str(tmp_path / "run")]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert lasting(tmp_path / "run") == lasting(alone)
@@ -85,12 +93,16 @@ def test_waiting_has_an_end(tmp_path) -> None:
         process_index, num_processes = 0, 2
 
         def wait_for_everyone(self) -> None:
-            raise RuntimeError("[gloo] Timed out waiting 7200000ms for recv operation to complete\nmore")
+            raise RuntimeError(
+                "[gloo] Timed out waiting 7200000ms for recv operation to complete\nmore"
+            )
 
     from conceptvec import Config
 
     with pytest.raises(RunError, match="another process was lost .*Run the same command again"):
-        RunFolder(tmp_path, Config(), {"fingerprint": "f", "dtype": "float32", "device": "cpu"}, Lost())
+        RunFolder(
+            tmp_path, Config(), {"fingerprint": "f", "dtype": "float32", "device": "cpu"}, Lost()
+        )
 
 
 def test_a_part_that_never_appears(tmp_path, monkeypatch) -> None:
@@ -103,6 +115,8 @@ def test_a_part_that_never_appears(tmp_path, monkeypatch) -> None:
     from conceptvec import Config
 
     monkeypatch.setattr("conceptvec.runfolder.time.sleep", lambda _: None)
-    folder = RunFolder(tmp_path, Config(), {"fingerprint": "f", "dtype": "float32", "device": "cpu"}, World())
+    folder = RunFolder(
+        tmp_path, Config(), {"fingerprint": "f", "dtype": "float32", "device": "cpu"}, World()
+    )
     with pytest.raises(RunError, match="a.safetensors is missing: another process was lost"):
         folder.map([("a.safetensors", dict), ("b.safetensors", dict)], "", "")

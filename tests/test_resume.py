@@ -38,7 +38,9 @@ def again(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def kill_and_resume(tiny_run: list[str], folder: Path, kills: int, seed: int, total: int) -> list[int]:
+def kill_and_resume(
+    tiny_run: list[str], folder: Path, kills: int, seed: int, total: int
+) -> list[int]:
     """Kill runs in `folder` with SIGKILL at random numbers of finished parts; returns these numbers."""
     rng, seen = np.random.default_rng(seed), []
     for at in sorted(rng.integers(0, total, kills)):
@@ -116,7 +118,11 @@ def test_folder_of_another_model_or_file(tmp_path) -> None:
     concepts.write_text("{}")
     config = Config(out=str(tmp_path / "run"), concepts=str(concepts))
     RunFolder(tmp_path / "run", config, FACTS)
-    for change, said in [("fingerprint", "weights differ"), ("dtype", "dtype was float32"), ("device", "device was")]:
+    for change, said in [
+        ("fingerprint", "weights differ"),
+        ("dtype", "dtype was float32"),
+        ("device", "device was"),
+    ]:
         with pytest.raises(RequestError, match=said):
             RunFolder(tmp_path / "run", config, FACTS | {change: "other"})
     concepts.write_text('{"a": 1}')
@@ -137,7 +143,9 @@ def test_overwrite_removes_its_own_files_only(tmp_path) -> None:
     assert fresh.load("projections/layer_00.safetensors") is None
 
 
-@pytest.mark.parametrize("foreign", ['{"name": "web app"}', "[]", '{"configuration": {}, "parts": []}'])
+@pytest.mark.parametrize(
+    "foreign", ['{"name": "web app"}', "[]", '{"configuration": {}, "parts": []}']
+)
 def test_a_foreign_manifest_is_left_alone(foreign, tmp_path) -> None:
     (tmp_path / "manifest.json").write_text(foreign)
     with pytest.raises(RequestError, match="not written by conceptvec"):
@@ -159,27 +167,38 @@ def test_full_disk_keeps_what_was_there(tiny_run, tmp_path, finished, monkeypatc
     assert main([*tiny_run, "--out", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().err
     assert "No space left on device" in said and "Make room" in said and "Traceback" not in said
-    assert not list(tmp_path.rglob("*.tmp")) and 0 < len(parts(tmp_path / "run")) < len(parts(finished))
+    assert not list(tmp_path.rglob("*.tmp")) and 0 < len(parts(tmp_path / "run")) < len(
+        parts(finished)
+    )
     monkeypatch.undo()
     assert main([*tiny_run, "--out", str(tmp_path / "run")]) == 0
     assert lasting(tmp_path / "run") == lasting(finished)
 
 
-@pytest.mark.skipif(os.name != "posix" or not shutil.which("mount") or os.geteuid() != 0, reason="needs root")
+@pytest.mark.skipif(
+    os.name != "posix" or not shutil.which("mount") or os.geteuid() != 0, reason="needs root"
+)
 def test_really_full_and_read_only_disks(tmp_path, capsys) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("tmpfs cannot be mounted here")
     try:
         write_atomic(disk / "old", b"kept")
         with pytest.raises(RunError, match="No space left"):
             write_atomic(disk / "old", b"x" * 200_000)
-        assert (disk / "old").read_bytes() == b"kept" and [p.name for p in disk.iterdir()] == ["old"]
+        assert (disk / "old").read_bytes() == b"kept" and [p.name for p in disk.iterdir()] == [
+            "old"
+        ]
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         with pytest.raises(RunError, match="Read-only"):
             RunFolder(disk / "run", Config(), FACTS)
-        assert main(["run", "--stages", "1", "--device", "cpu", "--out", str(disk / "run")]) in (1, 2)
+        assert main(["run", "--stages", "1", "--device", "cpu", "--out", str(disk / "run")]) in (
+            1,
+            2,
+        )
         said = capsys.readouterr().err
         assert "Traceback" not in said and str(disk) in said
     finally:
@@ -193,7 +212,11 @@ def test_interrupted(tiny_run, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("conceptvec.pipeline.run", interrupt)
     assert main([*tiny_run, "--overwrite", "--out", str(tmp_path / "a b")]) == 130
     said = capsys.readouterr().err
-    assert "Resume: conceptvec run" in said and f"'{tmp_path}/a b'" in said and "--overwrite" not in said
+    assert (
+        "Resume: conceptvec run" in said
+        and f"'{tmp_path}/a b'" in said
+        and "--overwrite" not in said
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -236,5 +259,8 @@ def test_parts_come_back_as_they_were(tmp_path) -> None:
     loaded = RunFolder(tmp_path, Config(), FACTS).load("x.safetensors")
     assert loaded is not None and made[0] is arrays and kept[0] is arrays
     assert np.array_equal(loaded["a"], arrays["a"]) and loaded["a"].dtype == np.int32
-    assert np.array_equal(loaded["b"], arrays["b"], equal_nan=True) and loaded["c_json"] == arrays["c_json"]
+    assert (
+        np.array_equal(loaded["b"], arrays["b"], equal_nan=True)
+        and loaded["c_json"] == arrays["c_json"]
+    )
     assert json.loads((tmp_path / "manifest.json").read_text())["model"] == FACTS

@@ -22,13 +22,18 @@ from tqdm.auto import tqdm
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
-from conceptvec.runfolder import Arrays, plain
+from conceptvec.runfolder import Arrays
+from conceptvec.text import plain
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
 MAX_TOKENS = 128  # a passage is cut here; a prompt may be no longer
-PASS = {"cpu": 4096, "mps": 1024, "cuda": 1024}  # tokens of a forward pass; the statistics hold several copies
+PASS = {
+    "cpu": 4096,
+    "mps": 1024,
+    "cuda": 1024,
+}  # tokens of a forward pass; the statistics hold several copies
 WINDOW = 4096  # passages that are sorted by length at a time
 CONTEXTS = 5  # strongest contexts kept per neuron
 BINS = 32  # powers of two of |a|, from 2^-20 up
@@ -70,7 +75,9 @@ class Activations:
     def firing_level(self, layer: int) -> np.ndarray:
         """The smallest |a| at which each neuron of the layer counts as firing: (I,)."""
         _, exponent = np.frexp(self.max_abs[layer])
-        return np.ldexp(1.0, np.clip(exponent - 1, LOWEST, LOWEST + BINS - 1) - FIRES_BELOW_MAX).astype(np.float32)
+        return np.ldexp(
+            1.0, np.clip(exponent - 1, LOWEST, LOWEST + BINS - 1) - FIRES_BELOW_MAX
+        ).astype(np.float32)
 
     def of(self, layer: int, neuron: int, model: Model) -> dict[str, Any]:
         """One neuron's statistics as plain numbers, with the strongest contexts as text (» « around the token)."""
@@ -114,10 +121,14 @@ def read_corpus(path: str | None) -> Iterator[str]:
 
 
 @contextmanager
-def capturing(model: Model, layers: Sequence[int], use: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+def capturing(
+    model: Model, layers: Sequence[int], use: Callable[[int, torch.Tensor], None]
+) -> Iterator[None]:
     """Within the context every forward pass hands `use` a layer's number and its MLP activations (B, T, I)."""
     handles = [
-        model.layers[layer].mlp.down_proj.register_forward_pre_hook(lambda _, args, layer=layer: use(layer, args[0]))
+        model.layers[layer].mlp.down_proj.register_forward_pre_hook(
+            lambda _, args, layer=layer: use(layer, args[0])
+        )
         for layer in layers
     ]
     try:
@@ -127,7 +138,9 @@ def capturing(model: Model, layers: Sequence[int], use: Callable[[int, torch.Ten
             handle.remove()
 
 
-def token_batches(model: Model, texts: Sequence[str], size: int) -> Iterator[tuple[list[int], torch.Tensor]]:
+def token_batches(
+    model: Model, texts: Sequence[str], size: int
+) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Texts of equal token length together, so that nothing is padded: (indices of the texts, ids (B, T))."""
     ids = [model.encode(t)[:MAX_TOKENS] for t in texts]
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
@@ -166,7 +179,9 @@ def corpus_activations(model: Model, config: Config, layers: Sequence[int]) -> A
             for members, ids in token_batches(model, window, PASS[model.device.type]):
                 rows[:] = [start + i for i in members]
                 if ids.shape[1] > 1:
-                    checking = _checking(model, layers) if not gather[layers[0]].n else nullcontext()
+                    checking = (
+                        _checking(model, layers) if not gather[layers[0]].n else nullcontext()
+                    )
                     with capturing(model, layers, use), checking:
                         model.decoder(input_ids=ids, use_cache=False)
                 bar.update(len(members))
@@ -200,7 +215,9 @@ def _checking(model: Model, layers: Sequence[int]) -> Iterator[None]:
             )
 
     handles = [
-        model.layers[layer].mlp.register_forward_hook(lambda _, args, out, layer=layer: check(layer, out))
+        model.layers[layer].mlp.register_forward_hook(
+            lambda _, args, out, layer=layer: check(layer, out)
+        )
         for layer in layers
     ]
     try:
@@ -216,7 +233,9 @@ class _Gather:
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.n = 0
-        self.sum = torch.zeros(size, dtype=torch.float64)  # on the CPU: a float32 sum stops growing, MPS has no other
+        self.sum = torch.zeros(
+            size, dtype=torch.float64
+        )  # on the CPU: a float32 sum stops growing, MPS has no other
         self.positive = torch.zeros(size, dtype=torch.int64)
         self.largest = torch.zeros(size, device=device)
         self.histogram = torch.zeros(size, BINS, dtype=torch.int32, device=device)
@@ -229,17 +248,23 @@ class _Gather:
         self.sum += flat.sum(0).cpu()
         self.positive += (flat > 0).sum(0).cpu()
         self.largest = torch.maximum(self.largest, flat.abs().amax(0))
-        exponent = (flat.contiguous().view(torch.int32) >> 23 & 0xFF) - 127  # floor(log2 |a|), on any device
+        exponent = (
+            flat.contiguous().view(torch.int32) >> 23 & 0xFF
+        ) - 127  # floor(log2 |a|), on any device
         bins = (exponent.clamp(LOWEST, LOWEST + BINS - 1) - LOWEST).T.long().contiguous()
         self.histogram.scatter_add_(1, bins, (flat.T != 0).to(torch.int32).contiguous())
         # The strongest position of every passage, then the strongest passages (one context per passage).
         strength, position = a.abs().max(1)
         signed = a.gather(1, position[:, None]).squeeze(1)
-        passage = torch.tensor(rows, dtype=torch.int32, device=a.device)[:, None].expand_as(position)
+        passage = torch.tensor(rows, dtype=torch.int32, device=a.device)[:, None].expand_as(
+            position
+        )
         at = torch.stack([passage, position.int() + 1], dim=2)
         values = torch.cat([self.values, signed.T], 1)
         best = values.abs().argsort(dim=1, descending=True, stable=True)[:, :CONTEXTS]
-        self.at = torch.cat([self.at, at.transpose(0, 1)], 1).gather(1, best[:, :, None].expand(-1, -1, 2))
+        self.at = torch.cat([self.at, at.transpose(0, 1)], 1).gather(
+            1, best[:, :, None].expand(-1, -1, 2)
+        )
         self.values = values.gather(1, best)
 
     def result(self) -> tuple[np.ndarray, ...]:
@@ -247,5 +272,12 @@ class _Gather:
         level = ((top - 1).clamp(LOWEST, LOWEST + BINS - 1) - LOWEST - FIRES_BELOW_MAX).clamp(min=0)
         fires = (torch.arange(BINS)[None] >= level[:, None]) * self.histogram.cpu()
         n = max(self.n, 1)
-        tensors = ((self.sum / n).float(), self.largest, fires.sum(1) / n, self.positive / n, self.values, self.at)
+        tensors = (
+            (self.sum / n).float(),
+            self.largest,
+            fires.sum(1) / n,
+            self.positive / n,
+            self.values,
+            self.at,
+        )
         return tuple(t.cpu().numpy() for t in tensors)

@@ -26,14 +26,23 @@ from conceptvec.runfolder import write_atomic
 
 logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")  # no -ffast-math: it drops NaN
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-fopenmp",
+    "-fPIC",
+    "-shared",
+)  # no -ffast-math: it drops NaN
 SECONDS = 120  # that a build may take
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, built where the cache has none for this source and processor; None where that fails."""
-    if sys.platform != "linux":  # elsewhere g++ is another compiler, whose threads would fight PyTorch's GNU OpenMP
+    if (
+        sys.platform != "linux"
+    ):  # elsewhere g++ is another compiler, whose threads would fight PyTorch's GNU OpenMP
         return None
     try:
         compiler = shutil.which("g++")
@@ -45,15 +54,32 @@ def library() -> ctypes.CDLL | None:
         except OSError:  # not there yet, or damaged
             _build(compiler, path)
             found = ctypes.CDLL(str(path))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder, a full disk
+    except (
+        OSError,
+        RuntimeError,
+        subprocess.SubprocessError,
+    ) as error:  # RuntimeError: no home folder, a full disk
         detail = first_line(getattr(error, "stderr", None) or error)
-        logger.info("the projection takes PyTorch's loops, which are slower, since its own can't be built: %s", detail)
+        logger.info(
+            "the projection takes PyTorch's loops, which are slower, since its own can't be built: %s",
+            detail,
+        )
         return None
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     found.conceptvec_scan.argtypes = [
         number, pointer, size, size, size, pointer, number, number, pointer, pointer, pointer, pointer, number,
     ]  # fmt: skip
-    found.conceptvec_dots.argtypes = [number, pointer, pointer, pointer, size, size, size, pointer, number]
+    found.conceptvec_dots.argtypes = [
+        number,
+        pointer,
+        pointer,
+        pointer,
+        size,
+        size,
+        size,
+        pointer,
+        number,
+    ]
     found.conceptvec_scan.restype = found.conceptvec_dots.restype = None
     return found
 
@@ -67,10 +93,18 @@ def _folder() -> Path:
 
 def _fingerprint(compiler: str) -> str:
     """Of everything a build depends on; a home folder may be shared by machines with other processors."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=SECONDS).stdout
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, check=True, timeout=SECONDS
+    ).stdout
     processor = Path("/proc/cpuinfo").read_bytes().partition(b"\n\n")[0]
-    flags = [line for line in processor.splitlines() if line.startswith((b"flags", b"Features", b"model name"))]
-    return hashlib.sha256(b"\n".join([SOURCE.read_bytes(), " ".join(FLAGS).encode(), version, *flags])).hexdigest()[:16]
+    flags = [
+        line
+        for line in processor.splitlines()
+        if line.startswith((b"flags", b"Features", b"model name"))
+    ]
+    return hashlib.sha256(
+        b"\n".join([SOURCE.read_bytes(), " ".join(FLAGS).encode(), version, *flags])
+    ).hexdigest()[:16]
 
 
 def _build(compiler: str, path: Path) -> None:
@@ -84,7 +118,11 @@ def _build(compiler: str, path: Path) -> None:
 
 def usable(matrix: torch.Tensor) -> bool:
     """Whether the kernels can read a matrix, and are there."""
-    fits = matrix.device.type == "cpu" and matrix.is_contiguous() and matrix.dtype in (torch.float32, torch.bfloat16)
+    fits = (
+        matrix.device.type == "cpu"
+        and matrix.is_contiguous()
+        and matrix.dtype in (torch.float32, torch.bfloat16)
+    )
     return fits and library() is not None
 
 
@@ -116,7 +154,9 @@ class CompiledScan:
         return ids.masked_fill(~there, 0).gather(2, best.indices).long(), best.values
 
 
-def compiled_dots(matrix: torch.Tensor, ids: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+def compiled_dots(
+    matrix: torch.Tensor, ids: torch.Tensor, directions: torch.Tensor
+) -> torch.Tensor:
     """`scan.dots` without a copy of the rows."""
     kernels = library()
     assert kernels is not None

@@ -30,10 +30,14 @@ import torch
 from conceptvec.errors import RunError
 from conceptvec.extraction.fast import CompiledScan, compiled_dots, usable
 from conceptvec.extraction.sweep import BLOCK, Scan, Workspace, dots, exact_device
+from conceptvec.model.device import wide_products
 from conceptvec.model.memory import Batch
-from conceptvec.model.network import wide_products
 
-COLUMNS = {"cpu": 32_768, "mps": 32_768, "cuda": 65_536}  # tokens per chunk; above 2^15 macOS 14.0 has a slow product
+COLUMNS = {
+    "cpu": 32_768,
+    "mps": 32_768,
+    "cuda": 65_536,
+}  # tokens per chunk; above 2^15 macOS 14.0 has a slow product
 COMPILED_COLUMNS = 2048  # the same for the compiled kernels, where a chunk costs one call
 SPARE = {torch.float32: 14, torch.bfloat16: 90}  # survivors beyond k that guard against rounding
 MORE = {torch.float32: 200}  # the same where a row is repeated
@@ -103,23 +107,32 @@ class Projector:
         self.columns = max(BLOCK, columns // BLOCK * BLOCK)
         self.fallbacks = np.zeros(2, np.int32)
         total = torch.zeros(unembedding.shape[1], dtype=torch.float64)
-        self.largest, self.residual = 0.0, 0.0  # of the rows' norms, and of their distance to bfloat16
+        self.largest, self.residual = (
+            0.0,
+            0.0,
+        )  # of the rows' norms, and of their distance to bfloat16
         self.copy: torch.Tensor | None = None
         lower = (self.precision, unembedding.dtype) == (torch.bfloat16, torch.float32)
         if lower and 2 * len(self.shown) * unembedding.shape[1] <= COPY:
-            self.copy = torch.empty(len(self.shown), unembedding.shape[1], dtype=torch.bfloat16, device=self.device)
+            self.copy = torch.empty(
+                len(self.shown), unembedding.shape[1], dtype=torch.bfloat16, device=self.device
+            )
         for start, rows in self.chunks(torch.float32):
             total += rows.sum(0).cpu().double()
             largest = float(torch.linalg.vector_norm(rows, dim=1).max())
             if not math.isfinite(largest):
-                raise RunError("NaN or infinity in the unembedding: the model's weights are broken; fetch them again")
+                raise RunError(
+                    "NaN or infinity in the unembedding: the model's weights are broken; fetch them again"
+                )
             self.largest = max(self.largest, largest)
             if lower:
                 quantised = rows.bfloat16()
                 if self.copy is not None:
                     self.copy[start : start + len(rows)] = quantised
                 gap = rows - quantised.float()
-                self.residual = max(self.residual, float(torch.linalg.vector_norm(gap, dim=1).max()))
+                self.residual = max(
+                    self.residual, float(torch.linalg.vector_norm(gap, dim=1).max())
+                )
         self.mean = (total / max(len(self.shown), 1)).float().to(self.device)
 
     def chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
@@ -156,7 +169,10 @@ class Projector:
             unsafe = unsafe[still]
         self.fallbacks[1] += len(unsafe)
         for row in unsafe.tolist():
-            for ids, values, sign in ((out.top_ids, out.top_values, 1.0), (out.bottom_ids, out.bottom_values, -1.0)):
+            for ids, values, sign in (
+                (out.top_ids, out.top_values, 1.0),
+                (out.bottom_ids, out.bottom_values, -1.0),
+            ):
                 ids[row], values[row] = self._fully(directions[row], sign)
         return out._replace(top_ids=self.shown[out.top_ids], bottom_ids=self.shown[out.bottom_ids])
 
@@ -175,11 +191,15 @@ class Projector:
                 scan.add(_product(rows, d, workspace), start)
         m2, m3, m4 = torch.cat([scan.sums for scan in scans], 1).cpu().double() / shown
         floor = torch.clamp(m2, min=1e-150)  # its square is a float64 still
-        ids, values = (torch.cat(parts, 1) for parts in zip(*(scan.best() for scan in scans), strict=True))
+        ids, values = (
+            torch.cat(parts, 1) for parts in zip(*(scan.best() for scan in scans), strict=True)
+        )
         top, top_values, unsafe = self._rank(directions, ids[0], values[0], 1.0, dtype)
         bottom, bottom_values, also = self._rank(directions, ids[1], values[1], -1.0, dtype)
         variance, skew, kurtosis = (x.float() for x in (m2, m3 / floor**1.5, m4 / floor**2 - 3))
-        found = Readouts(top, top_values, bottom, bottom_values, variance, skew, kurtosis, mean.cpu())
+        found = Readouts(
+            top, top_values, bottom, bottom_values, variance, skew, kurtosis, mean.cpu()
+        )
         return found, torch.nonzero(unsafe | also).flatten()
 
     def _slack(self, directions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -188,12 +208,19 @@ class Projector:
         quantised = directions.to(dtype).float()
         gap = torch.linalg.vector_norm(directions - quantised, dim=1)
         rounding = 1.01 * directions.shape[1] * 2.0**-24  # γ_H of float32 sums of products
-        bound = gap * self.largest + (norm + gap) * (self.residual if dtype is torch.bfloat16 else 0.0)
+        bound = gap * self.largest + (norm + gap) * (
+            self.residual if dtype is torch.bfloat16 else 0.0
+        )
         bound = bound + rounding * (norm + gap) * (self.largest + self.residual)
         return 1.001 * bound.cpu().double()  # the bound itself was computed in float32
 
     def _rank(
-        self, directions: torch.Tensor, ids: torch.Tensor, first: torch.Tensor, sign: float, dtype: torch.dtype
+        self,
+        directions: torch.Tensor,
+        ids: torch.Tensor,
+        first: torch.Tensor,
+        sign: float,
+        dtype: torch.dtype,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A pole's k best by exact value, as ids (n, k) and values (n, k), and which rows are not safe (n,).
 
@@ -211,7 +238,9 @@ class Projector:
             unsafe |= best[:, self.k - 1] <= (first[:, -1] + margin[:, -1]).float()
         return order[:, : self.k], best[:, : self.k] * sign, unsafe
 
-    def _rounded(self, exact: torch.Tensor, ids: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    def _rounded(
+        self, exact: torch.Tensor, ids: torch.Tensor, directions: torch.Tensor
+    ) -> torch.Tensor:
         """Float64 sums (n, m) rounded to the float32 next to the true sum, whatever the order they were summed in."""
         norm = torch.linalg.vector_norm(directions, dim=1)[:, None].cpu().double()
         error = directions.shape[1] * 2.0**-53 * 1.01 * self.largest * norm
@@ -227,17 +256,27 @@ class Projector:
         d = direction.to(exact).double()
         z = torch.cat([rows.to(exact).double() @ d for _, rows in self.chunks(torch.float32)]).cpu()
         error = len(d) * 2.0**-52 * self.largest * float(torch.linalg.vector_norm(direction))
-        level = (z * sign).topk(self.k).values[-1]  # values that round to the same float32 are ties: they belong here
+        level = (
+            (z * sign).topk(self.k).values[-1]
+        )  # values that round to the same float32 are ties: they belong here
         near = torch.nonzero((z * sign + error).float() >= (level - error).float()).flatten()
-        order, best = _order(near[None], self._rounded(z[near][None], near[None], direction[None]) * sign)
+        order, best = _order(
+            near[None], self._rounded(z[near][None], near[None], direction[None]) * sign
+        )
         return order[0, : self.k], best[0, : self.k] * sign
 
 
 def _product(rows: torch.Tensor, columns: torch.Tensor, workspace: Workspace) -> torch.Tensor:
     """(C, H) times (H, B), in float32 or, where the CPU's bfloat16 product comes so, bfloat16."""
-    if rows.dtype is torch.bfloat16 and rows.device.type == "cuda":  # accumulated and given out in float32
+    if (
+        rows.dtype is torch.bfloat16 and rows.device.type == "cuda"
+    ):  # accumulated and given out in float32
         return torch.mm(rows, columns, torch.float32)
-    return torch.mm(rows, columns, out=workspace.tensor("product", rows, rows.dtype, len(rows), columns.shape[1]))
+    return torch.mm(
+        rows,
+        columns,
+        out=workspace.tensor("product", rows, rows.dtype, len(rows), columns.shape[1]),
+    )
 
 
 def _order(ids: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -45,7 +45,9 @@ class Projections:
     skew: np.ndarray
     kurtosis: np.ndarray  # excess
     mean: np.ndarray
-    fallbacks: np.ndarray  # (2,) rows repeated with more survivors, rows ranked from the full readout
+    fallbacks: (
+        np.ndarray
+    )  # (2,) rows repeated with more survivors, rows ranked from the full readout
 
     def arrays(self) -> Arrays:
         """The fields as the arrays of a layer file."""
@@ -53,7 +55,11 @@ class Projections:
 
     def pole(self, pole: str) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and readout values of one pole, strongest first."""
-        return (self.top_ids, self.top_values) if pole == "+" else (self.bottom_ids, self.bottom_values)
+        return (
+            (self.top_ids, self.top_values)
+            if pole == "+"
+            else (self.bottom_ids, self.bottom_values)
+        )
 
 
 @dataclass
@@ -88,7 +94,9 @@ class Candidates:
         return candidates_html(self)
 
 
-def sample_neurons(layer: int, intermediate_size: int, max_vectors: int | None, seed: int) -> np.ndarray:
+def sample_neurons(
+    layer: int, intermediate_size: int, max_vectors: int | None, seed: int
+) -> np.ndarray:
     """The layer's neurons to examine, ascending: all, or a seeded sample that depends on layer and seed alone."""
     if max_vectors is None or max_vectors >= intermediate_size:
         return np.arange(intermediate_size, dtype=np.int32)
@@ -99,7 +107,9 @@ def sample_neurons(layer: int, intermediate_size: int, max_vectors: int | None, 
 def project_layer(model: Model, projector: Projector, layer: int, config: Config) -> Projections:
     """Project the chosen value vectors of one layer."""
     neurons = sample_neurons(layer, model.intermediate_size, config.max_vectors, config.seed)
-    vectors = model.value_vectors(layer)[torch.as_tensor(neurons, dtype=torch.long, device=model.device)].float()
+    vectors = model.value_vectors(layer)[
+        torch.as_tensor(neurons, dtype=torch.long, device=model.device)
+    ].float()
     before = projector.fallbacks.copy()
     found = projector(model.folded(vectors, layer, config.fold), config.batch_size)
     arrays = {k: v.numpy() for k, v in found._asdict().items()}
@@ -116,7 +126,9 @@ def null_directions(model: Model, layer: int, fold: str, n: int, seed: int) -> t
     Each is a Gaussian mixture of the layer's own columns: its covariance is theirs, and it stands for nothing.
     """
     rng = torch.Generator().manual_seed((seed * 100_003 + layer * 17 + 3) % 2**63)
-    mix = torch.randn(n, model.intermediate_size, generator=rng) / math.sqrt(model.intermediate_size)
+    mix = torch.randn(n, model.intermediate_size, generator=rng) / math.sqrt(
+        model.intermediate_size
+    )
     return mix.to(model.device) @ model.readout_directions(layer, fold)
 
 
@@ -145,17 +157,29 @@ def extract(model: Model, config: Config, parts: Parts | None = None) -> Candida
     layers = parse_layers(config.layers, model.n_layers)
     projector, texts, masked = make_projector(model, config.top_k)
     tasks = [
-        (f"projections/layer_{n:02d}.safetensors", lambda n=n: project_layer(model, projector, n, config).arrays())
+        (
+            f"projections/layer_{n:02d}.safetensors",
+            lambda n=n: project_layer(model, projector, n, config).arrays(),
+        )
         for n in layers
     ]
     found = parts.map(tasks, "Stage 1: projecting", "layer")
-    projections = [Projections(layer, **arrays) for layer, arrays in zip(layers, found, strict=True)]
+    projections = [
+        Projections(layer, **arrays) for layer, arrays in zip(layers, found, strict=True)
+    ]
     repeated, full = np.sum([p.fallbacks for p in projections], axis=0)
-    logger.info("%d readouts: %d repeated, %d ranked in full", len(layers) * len(found[0]["neurons"]), repeated, full)
+    logger.info(
+        "%d readouts: %d repeated, %d ranked in full",
+        len(layers) * len(found[0]["neurons"]),
+        repeated,
+        full,
+    )
     activations = Activations({}, {}, {}, {}, {}, {}, [], 0)
     if not isinstance(model, Weights):
         compute = lambda: corpus_activations(model, config, layers).arrays()
-        arrays = parts.map([("activations.safetensors", compute)], "Stage 1: activations", "pass")[0]
+        arrays = parts.map([("activations.safetensors", compute)], "Stage 1: activations", "pass")[
+            0
+        ]
         activations = Activations.of_arrays(arrays)
     candidates = Candidates(projections, activations, texts, masked.numpy())
     from conceptvec.tools.selfcheck import projection_agreement

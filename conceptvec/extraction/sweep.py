@@ -16,7 +16,9 @@ SLICE = {"cpu": 2**20, "mps": 2**24, "cuda": 2**26}  # elements of rows in float
 class Workspace(dict[str, torch.Tensor]):
     """Memory that is used again from chunk to chunk: fresh pages cost more than the arithmetic."""
 
-    def tensor(self, name: str, like: torch.Tensor, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    def tensor(
+        self, name: str, like: torch.Tensor, dtype: torch.dtype, *shape: int
+    ) -> torch.Tensor:
         """Uninitialised memory of a shape, on the device of `like`; what was there under the same name is lost."""
         found = self.get(name)
         if found is None or (found.shape, found.dtype) != (torch.Size(shape), dtype):
@@ -45,7 +47,9 @@ class Scan:
         accumulator = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(3, n, dtype=accumulator, device=device)
         # The lower pole's values are negated: larger is better for both.
-        self.ids = torch.zeros(2, n, keep, dtype=torch.int64, device=device)  # indices of shown tokens
+        self.ids = torch.zeros(
+            2, n, keep, dtype=torch.int64, device=device
+        )  # indices of shown tokens
         self.values = torch.full((2, n, keep), -math.inf, device=device)
 
     def add(self, z: torch.Tensor, start: int) -> None:
@@ -63,15 +67,22 @@ class Scan:
         n, keep = z.shape[1], self.ids.shape[2]
         whole = len(z) // BLOCK * BLOCK
         tiles = z[:whole].view(whole // BLOCK, BLOCK, n)
-        extremes = torch.stack([tiles.amax(1), tiles.amin(1).neg_()]).transpose(1, 2).contiguous()  # (2, n, C / BLOCK)
+        extremes = (
+            torch.stack([tiles.amax(1), tiles.amin(1).neg_()]).transpose(1, 2).contiguous()
+        )  # (2, n, C / BLOCK)
         block = extremes.topk(min(keep, extremes.shape[2]), dim=2, sorted=False).indices
         token = (block[..., None] * BLOCK + torch.arange(BLOCK, device=z.device)).flatten(2)
-        rest = torch.arange(whole, len(z), device=z.device)  # the vocabulary's last, incomplete block
+        rest = torch.arange(
+            whole, len(z), device=z.device
+        )  # the vocabulary's last, incomplete block
         token = torch.cat([token, rest.expand(2, n, -1)], 2)
         turned = z.T.contiguous()
         inside = torch.stack([turned.gather(1, token[0]), -turned.gather(1, token[1])])
         best = torch.cat([self.values, inside], 2).topk(keep, dim=2)
-        self.values, self.ids = best.values, torch.cat([self.ids, token + start], 2).gather(2, best.indices)
+        self.values, self.ids = (
+            best.values,
+            torch.cat([self.ids, token + start], 2).gather(2, best.indices),
+        )
 
     def best(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The survivors of both poles, as ids (2, n, keep) and values (2, n, keep), largest first."""

@@ -70,7 +70,9 @@ class Checkpoint:
     def parameters(self) -> int:
         """Parameters, from the bytes of the weights and the precision they are stored in."""
         text = self.config.get("text_config", {})
-        stored = [c.get(k) for c in (self.config, text) for k in ("dtype", "torch_dtype") if c.get(k)]
+        stored = [
+            c.get(k) for c in (self.config, text) for k in ("dtype", "torch_dtype") if c.get(k)
+        ]
         return self.weight_bytes // ITEMSIZE.get(str(stored[0]) if stored else "float32", 4)
 
 
@@ -82,12 +84,20 @@ def find(config: Config) -> Checkpoint:
     """
     name = config.model
     if name == "demo":
-        return _in_folder(name, "package", Path(str(resources.files("conceptvec") / "data" / "demo")), None)
+        return _in_folder(
+            name, "package", Path(str(resources.files("conceptvec") / "data" / "demo")), None
+        )
     path = Path(name).expanduser()
     if path.is_dir():
         return _in_folder(name, "folder", path, None)
-    if path.exists() or name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise RequestError(f"--model: no folder at {name!r}; give demo, a Hugging Face id or a model folder")
+    if (
+        path.exists()
+        or name.startswith((".", "/", "~"))
+        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
+    ):
+        raise RequestError(
+            f"--model: no folder at {name!r}; give demo, a Hugging Face id or a model folder"
+        )
     return _on_hub(name, config.revision)
 
 
@@ -114,7 +124,9 @@ def fetch(checkpoint: Checkpoint) -> Path:
             f"the download of {checkpoint.name} failed ({first_line(error)}); what has arrived is kept. Check the "
             "network and the room on the disk, then run the same command again."
         ) from None
-    return _in_folder(checkpoint.name, "hub", Path(folder), checkpoint.revision).folder or Path(folder)
+    return _in_folder(checkpoint.name, "hub", Path(folder), checkpoint.revision).folder or Path(
+        folder
+    )
 
 
 def _in_folder(name: str, source: str, folder: Path, revision: str | None) -> Checkpoint:
@@ -122,17 +134,25 @@ def _in_folder(name: str, source: str, folder: Path, revision: str | None) -> Ch
     document = _config(name, folder / "config.json")
     here = {p.name for p in folder.iterdir()}
     if not here & {"tokenizer.json", "tokenizer.model"}:
-        raise RequestError(f"--model: {folder} has no tokenizer.json or tokenizer.model; add the tokenizer's files")
+        raise RequestError(
+            f"--model: {folder} has no tokenizer.json or tokenizer.model; add the tokenizer's files"
+        )
     _no_pickle(name, here)
     shards = ["model.safetensors"]
     if "model.safetensors" not in here:
         index = _json(folder / INDEX)
         weights = index.get("weight_map")
-        if not isinstance(weights, dict) or not all(isinstance(v, str) and v == Path(v).name for v in weights.values()):
-            raise RequestError(f"--model: {folder / INDEX} has no usable weight_map; fetch it again")
+        if not isinstance(weights, dict) or not all(
+            isinstance(v, str) and v == Path(v).name for v in weights.values()
+        ):
+            raise RequestError(
+                f"--model: {folder / INDEX} has no usable weight_map; fetch it again"
+            )
         shards = sorted(set(weights.values()))
     if missing := [s for s in shards if s not in here]:
-        raise RequestError(f"--model: {folder} lacks {missing[0]}, one of {len(shards)} weight files; fetch it again")
+        raise RequestError(
+            f"--model: {folder} lacks {missing[0]}, one of {len(shards)} weight files; fetch it again"
+        )
     _headers(folder, shards)
     size = sum((folder / s).stat().st_size for s in shards)
     return Checkpoint(name, source, folder, revision, document, size)
@@ -159,7 +179,9 @@ def _no_pickle(name: str, files: set[str]) -> None:
             f"--model: {name} holds its weights as pickle files, which can run code when they are opened and are never "
             "read. Convert them where you trust them: model.save_pretrained(folder, safe_serialization=True)."
         )
-    raise RequestError(f"--model: {name} has no model.safetensors; expected the folder of a transformers model")
+    raise RequestError(
+        f"--model: {name} has no model.safetensors; expected the folder of a transformers model"
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -170,18 +192,24 @@ def _json(path: Path) -> dict[str, Any]:
             f"--model: {path} is not readable JSON ({first_line(error)}); fetch the file again"
         ) from None
     if not isinstance(found, dict):
-        raise RequestError(f"--model: {path} holds a {type(found).__name__}, expected a JSON object; fetch it again")
+        raise RequestError(
+            f"--model: {path} holds a {type(found).__name__}, expected a JSON object; fetch it again"
+        )
     return found
 
 
 def _config(name: str, path: Path) -> dict[str, Any]:
     """config.json, of a family that is supported here."""
     if not path.is_file():
-        raise RequestError(f"--model: {path.parent} has no config.json; expected the folder of a transformers model")
+        raise RequestError(
+            f"--model: {path.parent} has no config.json; expected the folder of a transformers model"
+        )
     document = _json(path)
     kind = document.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise RequestError(f"--model: {name} is of the family {kind!r}; supported: {', '.join(FAMILIES)}")
+        raise RequestError(
+            f"--model: {name} is of the family {kind!r}; supported: {', '.join(FAMILIES)}"
+        )
     if document.get("quantization_config"):
         raise RequestError(
             f"--model: {name} is quantised; its value vectors are not the model's. Give the original weights."
@@ -209,16 +237,32 @@ def _on_hub(name: str, revision: str | None) -> Checkpoint:
         document = _config(name, Path(hf_hub_download(name, "config.json", revision=info.sha)))
     except RequestError:
         raise
-    except Exception as error:  # the Hub's client changes its transport, and with it the errors of a lost network
+    except (
+        Exception
+    ) as error:  # the Hub's client changes its transport, and with it the errors of a lost network
         return _from_cache(name, revision, error)
-    todo = [f for f in files if not isinstance(try_to_load_from_cache(name, f, revision=info.sha), str)]
+    todo = [
+        f for f in files if not isinstance(try_to_load_from_cache(name, f, revision=info.sha), str)
+    ]
     size = sum(n for f, n in files.items() if f.endswith(".safetensors"))
     found = Checkpoint(
-        name, "hub", None, info.sha, document, size, tuple((f, files[f]) for f in todo), bool(info.gated)
+        name,
+        "hub",
+        None,
+        info.sha,
+        document,
+        size,
+        tuple((f, files[f]) for f in todo),
+        bool(info.gated),
     )
     if todo:
         return found
-    return _in_folder(name, "cache", Path(hf_hub_download(name, "config.json", revision=info.sha)).parent, info.sha)
+    return _in_folder(
+        name,
+        "cache",
+        Path(hf_hub_download(name, "config.json", revision=info.sha)).parent,
+        info.sha,
+    )
 
 
 def _from_cache(name: str, revision: str | None, error: Exception) -> Checkpoint:
@@ -234,7 +278,9 @@ def _from_cache(name: str, revision: str | None, error: Exception) -> Checkpoint
             f"--model: {name} is not on this machine and the Hub cannot be reached ({first_line(error)}). Check the "
             "network and HF_HUB_OFFLINE, or give a model folder; --model demo needs no network."
         ) from None
-    logger.warning("the Hub cannot be reached (%s): using %s as it is in the cache", first_line(error), name)
+    logger.warning(
+        "the Hub cannot be reached (%s): using %s as it is in the cache", first_line(error), name
+    )
     return _in_folder(name, "cache", folder, folder.name)
 
 
@@ -244,19 +290,28 @@ def _wanted(file: str) -> bool:
 
 def _refused(name: str, error: Exception) -> RequestError | None:
     """The Hub's no, as what to do about it; None where it did not say no."""
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, GatedRepoError) or status == 403:
         from huggingface_hub import get_token
 
-        token = "the token that is set here has no access" if get_token() else "no token is set here"
+        token = (
+            "the token that is set here has no access" if get_token() else "no token is set here"
+        )
         return RequestError(
             f"--model: {name} is gated and {token}. Accept the licence at https://huggingface.co/{name}, then set "
             "HF_TOKEN or run `hf auth login`; --model demo needs neither."
         )
     if isinstance(error, RevisionNotFoundError):
-        return RequestError(f"--revision: {name} has no such revision; see https://huggingface.co/{name}/commits")
+        return RequestError(
+            f"--revision: {name} has no such revision; see https://huggingface.co/{name}/commits"
+        )
     if isinstance(error, RepositoryNotFoundError | HFValidationError) or status in (401, 404):
         return RequestError(
             f"--model: the Hub has no model {name} (or it is private, and no token with access is set); check the "

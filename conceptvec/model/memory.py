@@ -47,7 +47,9 @@ class Batch:
         out: list[T] = []
         start = 0
         while start < n:
-            out.append(self.run(lambda size, start=start: compute(slice(start, min(start + size, n)))))
+            out.append(
+                self.run(lambda size, start=start: compute(slice(start, min(start + size, n))))
+            )
             start += self.size  # the one that succeeded
         return out
 
@@ -62,7 +64,9 @@ class Batch:
                 return compute(self.size)
             except (RuntimeError, MemoryError) as error:
                 reason = _reason(error)
-            self._halve(reason)  # outside of the handler: the traceback no longer holds the failed batch's tensors
+            self._halve(
+                reason
+            )  # outside of the handler: the traceback no longer holds the failed batch's tensors
 
     def _halve(self, reason: str) -> None:
         if self.size <= 1:
@@ -71,7 +75,12 @@ class Batch:
                 "with --device cpu, --dtype bfloat16 or a smaller model; what was finished is kept."
             )
         tried, self.size = self.size, self.size // 2
-        logger.warning("out of memory: going on with %d instead of %d %s at a time", self.size, tried, self.what)
+        logger.warning(
+            "out of memory: going on with %d instead of %d %s at a time",
+            self.size,
+            tried,
+            self.what,
+        )
         empty_caches()
 
 
@@ -103,7 +112,10 @@ def available_memory() -> int:
     free = psutil.virtual_memory().available
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
     ):
         try:
             free = min(free, max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))

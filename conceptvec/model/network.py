@@ -22,6 +22,7 @@ from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
 from conceptvec.model.checkpoint import FAMILIES as FAMILIES
 from conceptvec.model.checkpoint import Family, fetch, find
+from conceptvec.model.device import choose_device, choose_dtype, wide_products
 from conceptvec.model.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -114,9 +115,14 @@ class Model:
         """
         if chat:
             if not getattr(self.tokenizer, "chat_template", None):
-                raise RequestError(f"--chat-template: {self.name} has no chat template; use an instruction-tuned model")
+                raise RequestError(
+                    f"--chat-template: {self.name} has no chat template; use an instruction-tuned model"
+                )
             turn = [{"role": "user", "content": CHAT_REQUEST}]
-            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) + text
+            text = (
+                self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+                + text
+            )
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if max(ids, default=0) >= self.vocab_size:
             raise RequestError(
@@ -131,12 +137,16 @@ class Model:
         Also for bfloat16 the product comes out in float32: rounded to bfloat16, logits of 16 to 32 lie 0.125 apart.
         """
         states = self.norm(hidden)
-        if states.dtype is torch.float32 and states.device.type != "mps":  # there products of this width may be slow
+        if (
+            states.dtype is torch.float32 and states.device.type != "mps"
+        ):  # there products of this width may be slow
             logits = states @ self.unembedding.T
         elif wide_products(self.device):
             logits = torch.mm(states, self.unembedding.T, torch.float32)
         else:
-            logits = torch.cat([states.float() @ rows.float().T for rows in self.unembedding.split(2**14)], 1)
+            logits = torch.cat(
+                [states.float() @ rows.float().T for rows in self.unembedding.split(2**14)], 1
+            )
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
     @cached_property
@@ -161,9 +171,13 @@ def _rotary(config: Any) -> list[Any]:
     """Rotary base of the full layers, its factor, base of the sliding layers; 4.x and 5.x name them differently."""
     found: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     if not found:
-        found = {"rope_theta": getattr(config, "rope_theta", None)} | (getattr(config, "rope_scaling", None) or {})
+        found = {"rope_theta": getattr(config, "rope_theta", None)} | (
+            getattr(config, "rope_scaling", None) or {}
+        )
     full = found.get("full_attention", found)
-    local = (found.get("sliding_attention") or {}).get("rope_theta", getattr(config, "rope_local_base_freq", None))
+    local = (found.get("sliding_attention") or {}).get(
+        "rope_theta", getattr(config, "rope_local_base_freq", None)
+    )
     return [full.get("rope_theta"), full.get("factor"), local]
 
 
@@ -172,50 +186,20 @@ def fingerprint(model: Model, config: Any, tensors: Iterable[tuple[str, torch.Te
 
     The same in every version of transformers; of a multimodal model the text decoder alone counts.
     """
-    shape = {name: getattr(config, name, None) for name in ARCHITECTURE} | {"rotary": _rotary(config)}
-    digest = hashlib.sha256(json.dumps([shape, str(model.dtype), model.n_layers], default=str).encode())
+    shape = {name: getattr(config, name, None) for name in ARCHITECTURE} | {
+        "rotary": _rotary(config)
+    }
+    digest = hashlib.sha256(
+        json.dumps([shape, str(model.dtype), model.n_layers], default=str).encode()
+    )
     digest.update(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode())
     for name, tensor in tensors:
         digest.update(name.encode())
-        for rows in tensor.detach().split(2**14):  # a precision is changed, a device read, a part at a time
+        for rows in tensor.detach().split(
+            2**14
+        ):  # a precision is changed, a device read, a part at a time
             digest.update(rows.to("cpu", model.dtype).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def wide_products(device: torch.device) -> bool:
-    """Whether products of bfloat16 can come out in float32: on CUDA, from torch 2.8 on."""
-    version = tuple(int(x) for x in torch.__version__.split(".")[:2])
-    return device.type == "cuda" and torch.version.hip is None and version >= (2, 8)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes cuda, then mps, then cpu; a device that is not there is a bad request."""
-    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
-    if name == "cuda" and has_cuda and "LOCAL_RANK" in os.environ:  # several processes: one GPU each
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    device = torch.device(name)
-    there = {"cpu": True, "cuda": has_cuda and (device.index or 0) < torch.cuda.device_count(), "mps": has_mps}
-    if not there[device.type]:
-        raise RequestError(f"--device: {name} is not available here; use --device auto or cpu")
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The precision of the forward pass and the reason for it."""
-    # Not is_bf16_supported(): older GPUs such as the T4 say yes and emulate it, several times slower.
-    native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-    if name == "auto" and native:
-        return torch.bfloat16, "this GPU computes bfloat16 natively"
-    emulates = "this GPU only emulates bfloat16"
-    if name == "bfloat16":
-        slow = "" if native else {"cuda": f", though {emulates}"}.get(device.type, ", though float32 is safer here")
-        return torch.bfloat16, f"asked for{slow}"
-    if name == "float32":
-        return torch.float32, "asked for"
-    reason = {"cuda": emulates, "mps": "the safe precision on MPS", "cpu": "exact on a CPU"}
-    return torch.float32, reason[device.type]
 
 
 def load_model(config: Config) -> Model:
@@ -229,7 +213,9 @@ def load_model(config: Config) -> Model:
     checkpoint = find(config)
     device = choose_device(config.device)
     dtype, reason = choose_dtype(config.dtype, device)
-    logger.info("%s on %s in %s: %s", config.model, device, str(dtype).removeprefix("torch."), reason)
+    logger.info(
+        "%s on %s in %s: %s", config.model, device, str(dtype).removeprefix("torch."), reason
+    )
     folder = fetch(checkpoint)
     try:
         tokenizer, hf = _load(folder, dtype)
@@ -242,7 +228,9 @@ def load_model(config: Config) -> Model:
             "--device or a smaller model"
         ) from None
     hf = hf.eval().requires_grad_(False)
-    return Model(hf, tokenizer, config.model, checkpoint.revision, checkpoint.family, device, dtype, reason)
+    return Model(
+        hf, tokenizer, config.model, checkpoint.revision, checkpoint.family, device, dtype, reason
+    )
 
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -257,7 +245,9 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             folder, use_safetensors=True, attn_implementation="eager", output_loading_info=True,
             **{"torch_dtype" if old else "dtype": dtype}, **LOCAL,
         )  # fmt: skip
-    except Exception as error:  # configurations and tokenizers break in as many ways as there are files
+    except (
+        Exception
+    ) as error:  # configurations and tokenizers break in as many ways as there are files
         if is_out_of_memory(error):
             raise
         raise unloadable(folder, error) from error

@@ -26,11 +26,17 @@ def token_texts(model: Model) -> list[str]:
 
 def masked_tokens(model: Model, texts: list[str]) -> torch.Tensor:
     """The masked rows: bool (vocab_size,) on the CPU."""
-    special = set(model.tokenizer.all_special_ids) | set(getattr(model.tokenizer, "added_tokens_decoder", {}))
-    named = [not t.strip() or i in special or bool(_HIDDEN.fullmatch(t)) for i, t in enumerate(texts)]
+    special = set(model.tokenizer.all_special_ids) | set(
+        getattr(model.tokenizer, "added_tokens_decoder", {})
+    )
+    named = [
+        not t.strip() or i in special or bool(_HIDDEN.fullmatch(t)) for i, t in enumerate(texts)
+    ]
     parts = model.unembedding.split(2**14)  # no copy of the whole matrix in another precision
     norms = torch.cat([torch.linalg.vector_norm(rows.float(), dim=1).cpu() for rows in parts])
     named_mask = torch.tensor(named)
     if named_mask.all():
-        raise RequestError(f"--model: {model.name} has no token that can be shown; its tokenizer is another model's")
+        raise RequestError(
+            f"--model: {model.name} has no token that can be shown; its tokenizer is another model's"
+        )
     return named_mask | (norms < LOW_NORM * norms[~named_mask].median())

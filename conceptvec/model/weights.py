@@ -20,7 +20,14 @@ import torch
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
 from conceptvec.model.checkpoint import fetch, find
-from conceptvec.model.network import LOCAL, Model, choose_device, choose_dtype, fingerprint, unloadable
+from conceptvec.model.network import (
+    LOCAL,
+    Model,
+    choose_device,
+    choose_dtype,
+    fingerprint,
+    unloadable,
+)
 
 _FIRST = re.compile(r"(?P<prefix>(?!.*(vision|audio)).*)layers\.0\.mlp\.down_proj\.weight")
 
@@ -39,7 +46,9 @@ class Weights(Model):
     def __post_init__(self) -> None:
         """Map the tensors' names and read the dimensions."""
         self.files = dict(_index(self.folder))
-        tied = any(getattr(c, "tie_word_embeddings", True) for c in (self.hf, self.hf.get_text_config()))
+        tied = any(
+            getattr(c, "tie_word_embeddings", True) for c in (self.hf, self.hf.get_text_config())
+        )
         if tied:
             self.files.pop("lm_head.weight", None)
         self._check(self.hf.get_text_config(), tied)
@@ -55,9 +64,14 @@ class Weights(Model):
         from safetensors import safe_open
 
         hidden, rows = [config.hidden_size], [config.vocab_size, config.hidden_size]
-        expected = {"embed_tokens.weight": rows, "norm.weight": hidden} | ({} if tied else {"lm_head.weight": rows})
+        expected = {"embed_tokens.weight": rows, "norm.weight": hidden} | (
+            {} if tied else {"lm_head.weight": rows}
+        )
         for n in range(config.num_hidden_layers):
-            expected[f"layers.{n}.mlp.down_proj.weight"] = [config.hidden_size, config.intermediate_size]
+            expected[f"layers.{n}.mlp.down_proj.weight"] = [
+                config.hidden_size,
+                config.intermediate_size,
+            ]
             if self.family.post_norm:
                 expected[f"layers.{n}.{self.family.post_norm}.weight"] = hidden
         lacks = [name for name in expected if name not in self.files]
@@ -66,8 +80,15 @@ class Weights(Model):
             file, key = self.files[name]
             with safe_open(file, "pt") as opened:
                 found = opened.get_slice(key)
-                if found.get_shape() != shape or found.get_dtype() not in ("F64", "F32", "BF16", "F16"):
-                    wrong.append(f"{name} is {found.get_dtype()} {found.get_shape()}, expected {shape}")
+                if found.get_shape() != shape or found.get_dtype() not in (
+                    "F64",
+                    "F32",
+                    "BF16",
+                    "F16",
+                ):
+                    wrong.append(
+                        f"{name} is {found.get_dtype()} {found.get_shape()}, expected {shape}"
+                    )
         if lacks or wrong:
             raise RequestError(
                 f"--model: {self.folder} does not hold the model that its config.json describes: {len(lacks)} weights "
@@ -114,7 +135,9 @@ def load_weights(config: Config) -> Weights:
     try:
         hf_config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
-    except Exception as error:  # configurations and tokenizers break in as many ways as there are files
+    except (
+        Exception
+    ) as error:  # configurations and tokenizers break in as many ways as there are files
         raise unloadable(folder, error) from error
     revision, family = checkpoint.revision, checkpoint.family
     return Weights(hf_config, tokenizer, config.model, revision, family, device, dtype, why, folder)
@@ -127,15 +150,22 @@ def _index(folder: Path) -> Iterator[tuple[str, tuple[Path, str]]]:
     index = folder / "model.safetensors.index.json"
     try:
         if index.is_file():
-            places = {k: folder / v for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
+            places = {
+                k: folder / v
+                for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+            }
         else:
             with safe_open(folder / "model.safetensors", "pt") as opened:
                 places = dict.fromkeys(opened.keys(), folder / "model.safetensors")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise RequestError(f"--model: {folder} has no readable safetensors files ({error})") from None
+        raise RequestError(
+            f"--model: {folder} has no readable safetensors files ({error})"
+        ) from None
     prefix = next((m["prefix"] for m in map(_FIRST.fullmatch, places) if m), None)
     if prefix is None:
-        raise RequestError(f"--model: {folder} has no layers.0.mlp.down_proj.weight; expected a decoder's checkpoint")
+        raise RequestError(
+            f"--model: {folder} has no layers.0.mlp.down_proj.weight; expected a decoder's checkpoint"
+        )
     for name, file in places.items():
         if name.startswith(prefix):
             yield name[len(prefix) :], (file, name)

@@ -59,7 +59,12 @@ class Lexicon:
                         stem, key = word, next((s for s in stems(word, code) if s in known), word)
                     else:
                         stem = key = stems(word, code)[0]
-                    match = (key, i, 0.5 if word in homographs else 1.0, word in proper or not word.isascii())
+                    match = (
+                        key,
+                        i,
+                        0.5 if word in homographs else 1.0,
+                        word in proper or not word.isascii(),
+                    )
                     if words.setdefault(word, match) is not match:
                         _claim(words, word, match)
                     table = by_stem.setdefault(code, {})
@@ -88,7 +93,8 @@ class Lexicon:
             match
             for language in languages(word)
             for stem in stems(word, language)
-            if (len(stem) < len(word) or language in BARE) and (match := self.by_stem.get(language, {}).get(stem))
+            if (len(stem) < len(word) or language in BARE)
+            and (match := self.by_stem.get(language, {}).get(stem))
         ]
         if len({m[1] for m in found}) > 1:
             return lemma(word), -2, 0.0, False
@@ -132,7 +138,9 @@ class Groups:
         new = np.ones((n, k), bool)
         new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
         self.starts = np.flatnonzero(new)  # of the groups, among the ordered tokens
-        self.flat = (order + np.arange(n)[:, None] * k).ravel()  # position of each ordered token in (n, k)
+        self.flat = (
+            order + np.arange(n)[:, None] * k
+        ).ravel()  # position of each ordered token in (n, k)
         self.at = self.flat[self.starts]  # position of each group's first form
         word = lemmas.ravel()[self.at] >= 0
         self.first = np.zeros(n * k, bool)
@@ -153,11 +161,18 @@ class Groups:
         code = np.rint(hits * 4).astype(np.int64) * (n_concepts + 1) + concepts + 1
         code = np.maximum.reduceat(code.ravel()[self.flat], self.starts) if n * k else code.ravel()
         kept = self.first.ravel()[self.at] & (code > n_concepts)
-        at, hit, concept = self.at[kept], code[kept] // (n_concepts + 1) / 4, code[kept] % (n_concepts + 1) - 1
-        cell = at // max(k, 1) * (n_concepts + 1) + concept  # one more column, always empty: it wins where nothing hits
+        at, hit, concept = (
+            self.at[kept],
+            code[kept] // (n_concepts + 1) / 4,
+            code[kept] % (n_concepts + 1) - 1,
+        )
+        cell = (
+            at // max(k, 1) * (n_concepts + 1) + concept
+        )  # one more column, always empty: it wins where nothing hits
         size = n * (n_concepts + 1)
         share, words = (
-            np.bincount(cell, x, size).reshape(n, n_concepts + 1) for x in (hit * self.weight.ravel()[at], hit)
+            np.bincount(cell, x, size).reshape(n, n_concepts + 1)
+            for x in (hit * self.weight.ravel()[at], hit)
         )
         share = share / self.total[:, None]
         # A list of fewer than four words cannot reach the share of four by having nothing else in it.
@@ -189,7 +204,9 @@ def answer(score: float, threshold: float, name: str, repeated: float, rival: bo
 
 
 def score_tokens(
-    tokens: Iterable[str], concepts: ConceptSet | Lexicon | str | Path | None = None, threshold: float = 0.75
+    tokens: Iterable[str],
+    concepts: ConceptSet | Lexicon | str | Path | None = None,
+    threshold: float = 0.75,
 ) -> dict[str, Any]:
     """Score a bare list of tokens, most promoted first, by lexical evidence alone (no model).
 

@@ -24,7 +24,10 @@ from conceptvec.scoring import lexicon as lex
 
 COHERENT = 0.99  # percentile of the null from which a list outside the concepts is called `other`
 NEAR = 0.995  # a soft hit is among the nearest half percent of the vocabulary
-COHERENCE_WORDS, SKETCH = 20, 128  # words compared; dimensions of the random projection used for that
+COHERENCE_WORDS, SKETCH = (
+    20,
+    128,
+)  # words compared; dimensions of the random projection used for that
 
 
 @dataclass
@@ -52,13 +55,23 @@ class Scorer:
     """
 
     def __init__(
-        self, tokens: list[str], masked: np.ndarray, unembedding: torch.Tensor, concepts: ConceptSet, threshold: float
+        self,
+        tokens: list[str],
+        masked: np.ndarray,
+        unembedding: torch.Tensor,
+        concepts: ConceptSet,
+        threshold: float,
     ) -> None:
         self.lexicon = lex.Lexicon.build(concepts)
         self.names, self.threshold = self.lexicon.names, threshold
-        found = (self.lexicon.find(t) if not m else ("", -1, 0.0) for t, m in zip(tokens, masked, strict=True))
+        found = (
+            self.lexicon.find(t) if not m else ("", -1, 0.0)
+            for t, m in zip(tokens, masked, strict=True)
+        )
         self.lemma, self.concept, self.hit = lex.encode(found)
-        self.fragment = np.array([t[:1].islower() for t in tokens])  # goes on with a word, or is a piece of one
+        self.fragment = np.array(
+            [t[:1].islower() for t in tokens]
+        )  # goes on with a word, or is a piece of one
         shown = torch.as_tensor(~masked, device=unembedding.device)
         size = unembedding.shape[1]
         mean = torch.zeros(size, device=unembedding.device)
@@ -66,7 +79,9 @@ class Scorer:
             mean += rows[use].float().sum(0) / shown.sum()
         sketch = torch.eye(size)
         if size > SKETCH:
-            sketch = torch.randn(size, SKETCH, generator=torch.Generator().manual_seed(0)) / math.sqrt(SKETCH)
+            sketch = torch.randn(
+                size, SKETCH, generator=torch.Generator().manual_seed(0)
+            ) / math.sqrt(SKETCH)
         sketch = sketch.to(unembedding.device)
         centroids, near, small = self._centroids(unembedding, mean, masked), [], []
         for rows in unembedding.split(2**15):
@@ -77,7 +92,9 @@ class Scorer:
         self.embedding = torch.cat(small).numpy()
         self._soft_hits(~masked)
 
-    def _centroids(self, unembedding: torch.Tensor, mean: torch.Tensor, masked: np.ndarray) -> torch.Tensor:
+    def _centroids(
+        self, unembedding: torch.Tensor, mean: torch.Tensor, masked: np.ndarray
+    ) -> torch.Tensor:
         """Unit centroids (C, H) of the concepts' words; zero where the vocabulary has fewer than three of them."""
         out = torch.zeros(len(self.names), unembedding.shape[1], device=unembedding.device)
         self.members = []
@@ -108,20 +125,26 @@ class Scorer:
                 near = (column >= max(level, np.median(own))) & (nearest == c)
                 self.soft[near & shown & (self.concept == -1) & (self.lemma >= 0)] = c
 
-    def __call__(self, ids: np.ndarray, kurtosis: np.ndarray, null: np.ndarray | None = None) -> Lists:
+    def __call__(
+        self, ids: np.ndarray, kurtosis: np.ndarray, null: np.ndarray | None = None
+    ) -> Lists:
         """Score n lists of token ids (n, k), strongest first; `null` holds the sorted coherences of the nulls."""
         groups = lex.Groups(self.lemma[ids])
         hard = groups.weigh(self.concept[ids], self.hit[ids], len(self.names))
         soft = self.soft[ids]
         wide = groups.weigh(
-            np.where(soft >= 0, soft, self.concept[ids]), np.where(soft >= 0, 0.5, self.hit[ids]), len(self.names)
+            np.where(soft >= 0, soft, self.concept[ids]),
+            np.where(soft >= 0, 0.5, self.hit[ids]),
+            len(self.names),
         )
         score = lex.combine(wide.share, hard.words, wide.rival_share)
         same = (wide.concept == hard.concept) & (hard.concept >= 0)
         score = np.where(same, score, np.minimum(hard.score, score))
         rival = (wide.rival_share > lex.RIVAL * wide.share) & (hard.words >= 2)
         coherence = self.coherence(ids, hard.first)
-        percentile = np.searchsorted(null, coherence) / len(null) if null is not None else np.zeros(len(ids))
+        percentile = (
+            np.searchsorted(null, coherence) / len(null) if null is not None else np.zeros(len(ids))
+        )
         margin = self._margin(ids, hard.first)
         label = np.where(score >= self.threshold / 2, -2, -1)
         words, real = central(ids, hard.first)

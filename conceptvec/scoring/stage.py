@@ -20,9 +20,9 @@ from conceptvec.concepts import ConceptSet, load_concepts
 from conceptvec.config import Config
 from conceptvec.extraction.projection import Projector
 from conceptvec.extraction.stage import Candidates, Projections, null_directions
-from conceptvec.runfolder import plain
 from conceptvec.scoring import lexicon as lex
 from conceptvec.scoring.scorer import COHERENCE_WORDS, LABELS, Scorer
+from conceptvec.text import plain
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
@@ -86,7 +86,9 @@ def score(candidates: Candidates, model: Model, config: Config) -> Scored:
     per_layer, filtered = [], 0
     for projections in tqdm(candidates.layers, desc="Stage 2: scoring", unit="layer"):
         null_lists, kurtosis = _null_lists(model, projector, projections.layer, config)
-        null_coherence = np.sort(scorer.coherence(null_lists, lex.Groups(scorer.lemma[null_lists]).first))
+        null_coherence = np.sort(
+            scorer.coherence(null_lists, lex.Groups(scorer.lemma[null_lists]).first)
+        )
         null = scorer(null_lists, kurtosis, null_coherence)
         histogram["null"] += _histogram(null.score)
         reached = int((null.label >= 0).sum())
@@ -99,14 +101,21 @@ def score(candidates: Candidates, model: Model, config: Config) -> Scored:
             histogram["poles"] += _histogram(lists.score)
             labels.update(scorer.names[i] if i >= 0 else LABELS[int(i)] for i in lists.label)
             for row in np.flatnonzero((lists.label >= 0) | (lists.label == -4)):
-                entry = _entry(projections, int(passing[row]), pole, candidates.tokens, ids[row], values[row])
+                entry = _entry(
+                    projections, int(passing[row]), pole, candidates.tokens, ids[row], values[row]
+                )
                 entry["score_components"] = {k: plain(v[row]) for k, v in lists.components.items()}
-                entry["score_components"]["null_percentile"] = plain((null.score < lists.score[row]).mean())
+                entry["score_components"]["null_percentile"] = plain(
+                    (null.score < lists.score[row]).mean()
+                )
                 entry["score"] = plain(lists.score[row])
                 if lists.label[row] >= 0:
                     entries.append(entry | {"concept": scorer.names[lists.label[row]]})
                 else:
-                    others.append(entry | {"words": ids[row][lex.Groups(scorer.lemma[ids[row]][None]).first[0]]})
+                    others.append(
+                        entry
+                        | {"words": ids[row][lex.Groups(scorer.lemma[ids[row]][None]).first[0]]}
+                    )
     entries.sort(key=lambda e: (-e["score"], e["id"]))
     total = sum(x["lists"] for x in per_layer)
     reached = sum(x["reached"] for x in per_layer)
@@ -121,7 +130,9 @@ def _histogram(scores: np.ndarray) -> np.ndarray:
     return np.histogram(scores, BINS, (0, 1))[0]
 
 
-def _null_lists(model: Model, projector: Projector, layer: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
+def _null_lists(
+    model: Model, projector: Projector, layer: int, config: Config
+) -> tuple[np.ndarray, np.ndarray]:
     """Both poles of the layer's null directions: (2·n, k) token ids, and their readouts' kurtosis."""
     directions = null_directions(model, layer, config.fold, NULL_DIRECTIONS, config.seed)
     found = projector(directions, config.batch_size)
@@ -145,7 +156,9 @@ def _entry(
     }  # fmt: skip
 
 
-def group(others: list[dict[str, Any]], embedding: np.ndarray, tokens: list[str]) -> list[dict[str, Any]]:
+def group(
+    others: list[dict[str, Any]], embedding: np.ndarray, tokens: list[str]
+) -> list[dict[str, Any]]:
     """Coherent lists outside the concepts, gathered by cosine and named by their central tokens, largest first.
 
     The most coherent list opens a group; a list joins the first group whose opener's mean embedding is within
@@ -162,7 +175,12 @@ def group(others: list[dict[str, Any]], embedding: np.ndarray, tokens: list[str]
         mean = _unit(embedding[words].sum(0))
         home = next((g for g in groups if float(g["mean"] @ mean) >= SAME_GROUP), None)
         if home is None:
-            home = {"mean": mean, "ids": [], "words": [], "coherence": entry["score_components"]["coherence"]}
+            home = {
+                "mean": mean,
+                "ids": [],
+                "words": [],
+                "coherence": entry["score_components"]["coherence"],
+            }
             groups.append(home)
         home["ids"].append(entry["id"])
         home["words"].append(words)

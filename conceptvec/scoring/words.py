@@ -40,7 +40,12 @@ ENDINGS = {
     "ar": (4, "ة ات ه ها هم ين ان ون ي"),
     "ko": (2, "을 를 은 는 이 가 에 의 도 와 과 로 으로 에서 들 들이 들은 들을"),
 }  # fmt: skip
-BARE = {"pl", "ru", "uk", "ar"}  # the stem itself is a form, as in the Slavic genitive plural: собака, собак
+BARE = {
+    "pl",
+    "ru",
+    "uk",
+    "ar",
+}  # the stem itself is a form, as in the Slavic genitive plural: собака, собак
 ARTICLE = re.compile(r"^(وال|بال|كال|فال|لل|ال)(?=...)")
 SCRIPTS = {
     "LATIN": ("en", "de", "fr", "es", "it", "pt", "pl", "tr"), "CYRILLIC": ("ru", "uk"), "DEVANAGARI": ("hi",),
@@ -66,7 +71,11 @@ def _endings(language: str) -> re.Pattern[str]:
 
 def languages(word: str) -> tuple[str, ...]:
     """The languages of the lexicon that the word's script may stand for; none where nothing is inflected."""
-    return SCRIPTS["LATIN"] if word.isascii() else SCRIPTS.get(unicodedata.name(word[0], "?").split()[0], ())
+    return (
+        SCRIPTS["LATIN"]
+        if word.isascii()
+        else SCRIPTS.get(unicodedata.name(word[0], "?").split()[0], ())
+    )
 
 
 def stems(word: str, language: str) -> tuple[str, ...]:
@@ -108,8 +117,12 @@ def lemma(word: str) -> str:
     if not word:
         return ""
     if word.isnumeric():
-        return "".join(str(unicodedata.numeric(ch)).removesuffix(".0") if ch.isdigit() else ch for ch in word)
-    if not any(ch.isalpha() for ch in word) or (len(word) == 1 and unicodedata.category(word) != "Lo"):
+        return "".join(
+            str(unicodedata.numeric(ch)).removesuffix(".0") if ch.isdigit() else ch for ch in word
+        )
+    if not any(ch.isalpha() for ch in word) or (
+        len(word) == 1 and unicodedata.category(word) != "Lo"
+    ):
         return word if NUMERAL.fullmatch(word) else ""
     if word.isascii():
         return _stemmer().stemWord(word) if word.isalpha() and len(word) > 3 else word

@@ -23,7 +23,9 @@ def _tabulate(rows: list[list[Any]], headers: Sequence[str], form: str = "simple
 def printable(text: str, keep: str = "") -> str:
     """Text from a vocabulary without control characters, so that a terminal shows it and does nothing else."""
     hidden = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
-    return "".join("�" if unicodedata.category(ch) in hidden and ch not in keep else ch for ch in text)
+    return "".join(
+        "�" if unicodedata.category(ch) in hidden and ch not in keep else ch for ch in text
+    )
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -58,17 +60,33 @@ def summary(document: dict[str, Any]) -> str:
                 "these tested poles cannot reach q ≤ 0.05; more --nulls can"
             )
     elif stats["concept_candidates"] is None:
-        lines.append("Stage 1 only, from the weights alone: no activation was measured, nothing was scored or damaged")
+        lines.append(
+            "Stage 1 only, from the weights alone: no activation was measured, nothing was scored or damaged"
+        )
     else:
-        lines.append(f"Stages 1 and 2 only, nothing was damaged: {_listed(document['candidate_distribution'])}")
+        lines.append(
+            f"Stages 1 and 2 only, nothing was damaged: {_listed(document['candidate_distribution'])}"
+        )
     return "\n".join(lines)
 
 
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{v} {printable(k).replace('_', ' ')}" for k, v in counts.items() if v) or "none"
+    return (
+        ", ".join(f"{v} {printable(k).replace('_', ' ')}" for k, v in counts.items() if v) or "none"
+    )
 
 
-HEADERS = ("id", "concept", "score", "verdict", "concept drop", "unrelated", "95 % interval", "q", "tokens")
+HEADERS = (
+    "id",
+    "concept",
+    "score",
+    "verdict",
+    "concept drop",
+    "unrelated",
+    "95 % interval",
+    "q",
+    "tokens",
+)
 
 
 def rows(document: dict[str, Any], limit: int | None = ROWS) -> list[list[str]]:
@@ -101,7 +119,11 @@ def checks_table(found: dict[str, Any]) -> str:
         for c in found["checks"]
     ]  # fmt: skip
     table = _tabulate(body, ("check", "shapes", "difference", "allowed", ""))
-    said = "computes correctly" if found["ok"] else "computes WRONGLY: use --device cpu, or another version of torch"
+    said = (
+        "computes correctly"
+        if found["ok"]
+        else "computes WRONGLY: use --device cpu, or another version of torch"
+    )
     return f"{table}\n\n{found['device']} in {found['dtype']} ({found['why']}) {said}"
 
 
@@ -135,24 +157,35 @@ def results_html(document: dict[str, Any]) -> str:
 def candidates_html(candidates: Candidates) -> str:
     """Stage 1 in a notebook cell: the neurons whose readouts have the heaviest tails."""
     best = sorted(
-        ((p, i) for p in candidates.layers for i in range(len(p.neurons))), key=lambda x: -x[0].kurtosis[x[1]]
+        ((p, i) for p in candidates.layers for i in range(len(p.neurons))),
+        key=lambda x: -x[0].kurtosis[x[1]],
     )[:10]
     body = []
     for p, i in best:
         for pole in "+-":
-            words = " ".join(printable(candidates.tokens[t]).strip() for t in p.pole(pole)[0][i][:8])
-            body.append([f"L{p.layer:02d}_N{p.neurons[i]:04d}{pole}", f"{p.kurtosis[i]:.1f}", words])
+            words = " ".join(
+                printable(candidates.tokens[t]).strip() for t in p.pole(pole)[0][i][:8]
+            )
+            body.append(
+                [f"L{p.layer:02d}_N{p.neurons[i]:04d}{pole}", f"{p.kurtosis[i]:.1f}", words]
+            )
     return f"<p>{candidates!r}</p>{html(body, ('vector', 'excess kurtosis', 'tokens'))}"
 
 
 def scored_html(scored: Scored) -> str:
     """Stage 2 in a notebook cell: the best candidates."""
     body = [
-        [e["id"], e["concept"], number(e["score"], 2), printable(" ".join(t.strip() for t, _ in e["top_tokens"][:8]))]
+        [
+            e["id"],
+            e["concept"],
+            number(e["score"], 2),
+            printable(" ".join(t.strip() for t, _ in e["top_tokens"][:8])),
+        ]
         for e in scored.entries[:ROWS]
     ]
-    return f"<p>{len(scored.entries)} concept candidates; answers: {escape(_listed(scored.labels))}</p>" + html(
-        body, ("vector", "concept", "score", "tokens")
+    return (
+        f"<p>{len(scored.entries)} concept candidates; answers: {escape(_listed(scored.labels))}</p>"
+        + html(body, ("vector", "concept", "score", "tokens"))
     )
 
 
@@ -162,13 +195,21 @@ def knowledge_table(document: dict[str, Any]) -> str:
 
     groups = document["concepts"]
     body = [
-        [printable(n), g["prompts"], g["known"], number(g["median_log_p"], 2), f"{g['median_rank']:,.0f}"]
+        [
+            printable(n),
+            g["prompts"],
+            g["known"],
+            number(g["median_log_p"], 2),
+            f"{g['median_rank']:,.0f}",
+        ]
         for n, g in groups.items()
     ]
     text = _tabulate(body, ("concept", "prompts", "known", "median log p", "median rank"))
     out = [f"  {printable(a['prompt'] + a['answer'])}  (rank {a['rank']:,})"
            for g in groups.values() for a in g["answers"] if not a["known"]]  # fmt: skip
-    rule = f"Left out, because an answer token is not among the {KNOWN_RANK:,} likeliest: {len(out)}"
+    rule = (
+        f"Left out, because an answer token is not among the {KNOWN_RANK:,} likeliest: {len(out)}"
+    )
     return "\n".join([text, "", "log p in nats per answer token. " + rule, *out])
 
 
@@ -204,5 +245,14 @@ def calibration_table(document: dict[str, Any]) -> str:
          g["validated_uncorrected"], "" if g.get("concept_drop") is None else f"{g['concept_drop']:.3f}"]
         for name, g in groups
     ]  # fmt: skip
-    headers = ("group", "vectors", "tested", "validated", "rate", "95 % interval", "without correction", "concept drop")
+    headers = (
+        "group",
+        "vectors",
+        "tested",
+        "validated",
+        "rate",
+        "95 % interval",
+        "without correction",
+        "concept drop",
+    )
     return _tabulate(body, headers)

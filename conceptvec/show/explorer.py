@@ -25,7 +25,10 @@ _KINDS = {"remove it": "zero", "noise of twice its norm": "noise", "its mean act
 
 
 def matching(
-    entries: Sequence[Mapping[str, Any]], filters: Mapping[str, Any], scores: tuple[float, float], words: str
+    entries: Sequence[Mapping[str, Any]],
+    filters: Mapping[str, Any],
+    scores: tuple[float, float],
+    words: str,
 ) -> list[Mapping[str, Any]]:
     """The entries whose fields equal the filters (`all` is none), within the scores, with every word in a token."""
     wanted = printable(words).casefold().split()
@@ -33,7 +36,11 @@ def matching(
     for e in entries:
         tokens = [t.casefold() for t, _ in [*e["top_tokens"], *e.get("opposite_tokens", ())]]
         fits = all(value in (ALL, e[name]) for name, value in filters.items())
-        if fits and scores[0] <= e["score"] <= scores[1] and all(any(w in t for t in tokens) for w in wanted):
+        if (
+            fits
+            and scores[0] <= e["score"] <= scores[1]
+            and all(any(w in t for t in tokens) for w in wanted)
+        ):
             found.append(e)
     return found
 
@@ -48,9 +55,15 @@ def card(e: Mapping[str, Any]) -> str:
         f"score {number(e['score'], 2)}, selectivity {number(e['selectivity'])} [{low}, {high}] nats, "
         f"q {number(e['q_value'])}, n = {e['n_concept_prompts']} concept, {e['n_unrelated_prompts']} unrelated prompts",
     ]
-    for name, tokens in (("promoted", e["top_tokens"]), ("suppressed", e.get("opposite_tokens", []))):
+    for name, tokens in (
+        ("promoted", e["top_tokens"]),
+        ("suppressed", e.get("opposite_tokens", [])),
+    ):
         if tokens:
-            lines.append(f"<b>{name}</b> " + " · ".join(f"<bdi>{text(t.strip())}</bdi>" for t, _ in tokens[:30]))
+            lines.append(
+                f"<b>{name}</b> "
+                + " · ".join(f"<bdi>{text(t.strip())}</bdi>" for t, _ in tokens[:30])
+            )
     keys = ("concept_drop", "unrelated_drop", "selectivity")
     damage = html(
         [[kind, *(number(d[k]) for k in keys)] for kind, d in e["damage"].items()],
@@ -70,7 +83,9 @@ def changes(model: Model, e: Mapping[str, Any], change: str, times: float, seed:
 
     layer, neuron = e["layer"], e["neuron"]
     if change in _KINDS:
-        return damages(model, layer, neuron, _KINDS[change], e["activation"]["mean"], 1, 2.0, None, seed)
+        return damages(
+            model, layer, neuron, _KINDS[change], e["activation"]["mean"], 1, 2.0, None, seed
+        )
     return [Damage(neuron, times - 1.0, 0.0, model.value_vectors(layer)[neuron].float())]
 
 
@@ -90,10 +105,14 @@ def explore(run: Mapping[str, Any] | str | Path, model: Model | None = None) -> 
     try:
         import ipywidgets as w
     except ImportError:
-        raise RequestError("the explorer needs ipywidgets: pip install ipywidgets, then run this cell again") from None
+        raise RequestError(
+            "the explorer needs ipywidgets: pip install ipywidgets, then run this cell again"
+        ) from None
     results = load_results(run) if isinstance(run, str | Path) else run
     if model is not None and model.fingerprint != results["model"]["fingerprint"]:
-        raise RequestError(f"the results are of {results['model']['id']} with other weights than the model given here")
+        raise RequestError(
+            f"the results are of {results['model']['id']} with other weights than the model given here"
+        )
     entries = {e["id"]: e for e in results["validation_results"]}
     layout = w.Layout(width="15em")
     filters = {}
@@ -108,10 +127,17 @@ def explore(run: Mapping[str, Any] | str | Path, model: Model | None = None) -> 
     count, shown = w.HTML(), w.HTML()
 
     def refresh(_: Any = None) -> None:
-        found = matching(list(entries.values()), {k: f.value for k, f in filters.items()}, scores.value, words.value)
+        found = matching(
+            list(entries.values()),
+            {k: f.value for k, f in filters.items()},
+            scores.value,
+            words.value,
+        )
         count.value = f"{len(found)} of {len(entries)} tested vectors"
         before = listed.value
-        labels = [f"{e['id']}  {printable(e['concept'])}  {e['verdict'].replace('_', ' ')}" for e in found]
+        labels = [
+            f"{e['id']}  {printable(e['concept'])}  {e['verdict'].replace('_', ' ')}" for e in found
+        ]
         listed.options = list(zip(labels, [e["id"] for e in found], strict=True))
         if found:
             ids = [e["id"] for e in found]
@@ -138,11 +164,17 @@ def _trial(w: Any, model: Model, entries: Mapping[str, Any], listed: Any, seed: 
 
     text = w.Text(description="text", layout=w.Layout(width="40em"))
     change = w.Dropdown(options=CHANGES, description="vector")
-    times = w.FloatSlider(value=5.0, min=-10.0, max=20.0, step=0.5, description="times", disabled=True)
+    times = w.FloatSlider(
+        value=5.0, min=-10.0, max=20.0, step=0.5, description="times", disabled=True
+    )
     button, out = w.Button(description="Continue the text"), w.HTML()
 
-    def propose(_: Any = None) -> None:  # the text that excites the vector most, up to the exciting token
-        contexts = entries[listed.value]["activation"]["contexts"] if listed.value in entries else []
+    def propose(
+        _: Any = None,
+    ) -> None:  # the text that excites the vector most, up to the exciting token
+        contexts = (
+            entries[listed.value]["activation"]["contexts"] if listed.value in entries else []
+        )
         text.value = contexts[0][0].partition("«")[0].replace("»", "") if contexts else ""
 
     def toggle(_: Any) -> None:
@@ -158,7 +190,10 @@ def _trial(w: Any, model: Model, entries: Mapping[str, Any], listed: Any, seed: 
             added = changes(model, e, change.value, times.value, seed)
             for name, some in (("clean", []), (f"{e['id']}: {change.value}", added)):
                 new, chances = continuation(model, text.value, {e["layer"]: some}, CONTINUED)
-                likely = [(model.tokenizer.decode([int(i)]), float(chances[i])) for i in chances.topk(5).indices]
+                likely = [
+                    (model.tokenizer.decode([int(i)]), float(chances[i]))
+                    for i in chances.topk(5).indices
+                ]
                 first = ", ".join(f"{t.strip()} {p:.1%}" for t, p in likely)
                 rows.append([name, printable(new), printable(first)])
             out.value = html(rows, ["", "greedy continuation", "likeliest next tokens"])

@@ -90,7 +90,9 @@ def funnel(results: Mapping[str, Any]) -> Figure:
     colors = [PALE, PALE, BLUE, BLUE, GREEN]
     axes.barh(range(len(found)), [n for _, n in found], color=colors, height=0.66)
     for y, (_, n) in enumerate(found):
-        axes.annotate(f"{n:,}", (n, y), (5, 0), textcoords="offset points", va="center", fontweight="bold")
+        axes.annotate(
+            f"{n:,}", (n, y), (5, 0), textcoords="offset points", va="center", fontweight="bold"
+        )
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(0, max(n for _, n in found) * 4 + 1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -116,7 +118,9 @@ def score_distribution(results: Mapping[str, Any]) -> Figure:
     axes.axvline(threshold, color=INK, ls="--", lw=1)
     axes.text(threshold - 0.01, 0.9, f"threshold {threshold:g}", transform=axes.get_xaxis_transform(), va="top",
               ha="right", fontsize=8.5)  # fmt: skip
-    axes.set(yscale="log", xlabel="score (0 to 1)", ylabel="share of lists (log scale)", xlim=(0, 1))
+    axes.set(
+        yscale="log", xlabel="score (0 to 1)", ylabel="share of lists (log scale)", xlim=(0, 1)
+    )
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:.4%}".rstrip("%").rstrip("0").rstrip(".") + " %")
     )
@@ -131,13 +135,21 @@ def concept_distribution(results: Mapping[str, Any]) -> Figure:
     found, valid = results["candidate_distribution"], results["concept_distribution"]
     figure, (axes,) = frame(results, "Vectors per concept", max(2.6, 0.3 * len(found) + 1.5))
     y = np.arange(len(found))
-    axes.barh(y, list(found.values()), height=0.72, color=PALE, label=f"candidates, n = {sum(found.values())}")
+    axes.barh(
+        y,
+        list(found.values()),
+        height=0.72,
+        color=PALE,
+        label=f"candidates, n = {sum(found.values())}",
+    )
     if valid:
         axes.barh(y, [valid.get(n, 0) for n in found], height=0.4, color=GREEN,
                   label=f"causally validated, n = {sum(valid.values())}")  # fmt: skip
     for i, (name, n) in enumerate(found.items()):
         text = f"{valid.get(name, 0)} of {n}" if valid else f"{n}"
-        axes.annotate(text, (n, i), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=MUTED)
+        axes.annotate(
+            text, (n, i), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=MUTED
+        )
     axes.margins(x=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _concept_axis(axes, found)
@@ -159,12 +171,17 @@ def layer_by_concept(results: Mapping[str, Any]) -> Figure:
         valid[cell] += e["validated"]
     wide = len(layers) > 14  # then a cell has room for one number: what was validated
     text = [
-        [(f"{v}" if v else "") if wide else f"{v}/{n}" if n else "" for v, n in zip(*row, strict=True)]
+        [
+            (f"{v}" if v else "") if wide else f"{v}/{n}" if n else ""
+            for v, n in zip(*row, strict=True)
+        ]
         for row in zip(valid, tested, strict=True)
     ]
     cell = "number in a cell: validated" if wide else "in a cell: validated/tested"
     note = f"{valid.sum()} validated of {tested.sum()} tested; {cell}"
-    figure, (axes,) = frame(results, "Layer by concept", max(3.4, 0.3 * len(names) + 1.5), note=note)
+    figure, (axes,) = frame(
+        results, "Layer by concept", max(3.4, 0.3 * len(names) + 1.5), note=note
+    )
     seaborn.heatmap(
         tested, ax=axes, cmap=seaborn.light_palette(BLUE, as_cmap=True), mask=tested == 0, annot=np.array(text), fmt="",
         annot_kws={"fontsize": 8.5}, vmin=0, vmax=max(tested.max(), 2), xticklabels=layers, linewidths=1,
@@ -182,7 +199,9 @@ def layer_by_concept(results: Mapping[str, Any]) -> Figure:
 def drops(results: Mapping[str, Any]) -> Figure:
     """Concept drop against unrelated drop of every tested pole, verdict by marker; null neurons as a cloud."""
     note = "bars: 95 % interval of concept − unrelated drop"
-    figure, (axes,) = frame(results, "What the model loses when a vector is damaged", 5.2, note=note)
+    figure, (axes,) = frame(
+        results, "What the model loses when a vector is damaged", 5.2, note=note
+    )
     points = results["null_calibration"].get("points", [])
     axes.scatter([p[4] for p in points], [p[3] for p in points], s=8, color=PALE, lw=0,
                  label=f"null neurons (n = {len(points)})")  # fmt: skip
@@ -193,12 +212,17 @@ def drops(results: Mapping[str, Any]) -> Figure:
             continue
         x, y = [e["unrelated_drop"] for e in some], [e["concept_drop"] for e in some]
         full = [e for e in some if e["ci95"][0] is not None and not e["stopped_early"]]
-        low, high = ([max(s * (e["selectivity"] - e["ci95"][i]), 0) for e in full] for i, s in ((0, 1), (1, -1)))
+        low, high = (
+            [max(s * (e["selectivity"] - e["ci95"][i]), 0) for e in full]
+            for i, s in ((0, 1), (1, -1))
+        )
         axes.errorbar([e["unrelated_drop"] for e in full], [e["concept_drop"] for e in full], yerr=[low, high],
                       fmt="none", ecolor=color, elinewidth=0.8, alpha=0.6)  # fmt: skip
         axes.scatter(x, y, s=28, marker=marker, color=color, zorder=3, lw=1.2 if marker in "x+" else 0,
                      label=f"{name.replace('_', ' ')} (n = {len(some)})")  # fmt: skip
-    both = [(p[3], p[4]) for p in points] + [(e["concept_drop"], e["unrelated_drop"]) for e in entries]
+    both = [(p[3], p[4]) for p in points] + [
+        (e["concept_drop"], e["unrelated_drop"]) for e in entries
+    ]
     reach = max([abs(v) for pair in both for v in pair] + [2 * EFFECT_FLOOR])
     edge = np.geomspace(EFFECT_FLOOR, 4 * reach, 60)
     axes.fill_between(
@@ -211,7 +235,12 @@ def drops(results: Mapping[str, Any]) -> Figure:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_major_locator(FixedLocator([-5, -1, -0.5, -0.1, -0.05, 0, 0.05, 0.1, 0.5, 1, 5]))
         axis.set_minor_locator(NullLocator())
-    low = min([-EFFECT_FLOOR / 2, *(1.3 * e[k] for e in entries for k in ("concept_drop", "unrelated_drop"))])
+    low = min(
+        [
+            -EFFECT_FLOOR / 2,
+            *(1.3 * e[k] for e in entries for k in ("concept_drop", "unrelated_drop")),
+        ]
+    )
     axes.set(xlim=(low, 1.5 * reach), ylim=(low, 2 * reach),
              xlabel=f"unrelated drop under {results['configuration']['damage'][0]} (nats per answer token)",
              ylabel="concept drop (nats per answer token)")  # fmt: skip
@@ -224,12 +253,17 @@ def dose_response(results: Mapping[str, Any]) -> Figure:
     """Drops of the validated vectors under noise of growing norm: each vector thin, their mean bold."""
     curves = [e["dose_response"] for e in results["validation_results"] if e.get("dose_response")]
     figure, panels = frame(results, "Dose-response of the validated vectors", 3.7, columns=2)
-    panels_of = (("concept_drop", "concept prompts", GREEN), ("unrelated_drop", "unrelated prompts", RED))
+    panels_of = (
+        ("concept_drop", "concept prompts", GREEN),
+        ("unrelated_drop", "unrelated prompts", RED),
+    )
     for axes, (key, text, color) in zip(panels, panels_of, strict=True):
         ratios = [p["ratio"] for p in curves[0]]
         values = np.array([[p[key] for p in curve] for curve in curves], float)
         axes.plot(ratios, values.T, color=color, lw=0.7, alpha=0.45)
-        axes.plot(ratios, values.mean(0), color=color, lw=2.4, marker="o", label=f"mean of {len(curves)}")
+        axes.plot(
+            ratios, values.mean(0), color=color, lw=2.4, marker="o", label=f"mean of {len(curves)}"
+        )
         axes.axhline(0, color=PALE, lw=0.8, zorder=0)
         axes.set_xscale("log", base=2)
         axes.set_xticks(ratios, [f"{r:g}" for r in ratios])
@@ -255,24 +289,40 @@ def vector_card(results: Mapping[str, Any], vector: str | None = None) -> Figure
         )
     figure = Plot(figsize=(WIDTH, 5.2), layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=(3.4, 1), width_ratios=(1, 1, 0.9))
-    title = [e["id"], drawable(e["concept"]), e["verdict"].replace("_", " "), f"score {number(e['score'], 2)}"]
+    title = [
+        e["id"],
+        drawable(e["concept"]),
+        e["verdict"].replace("_", " "),
+        f"score {number(e['score'], 2)}",
+    ]
     figure.suptitle("   ".join(title), x=0.01, ha="left", fontweight="bold", fontsize=11.5)
     turned = "" if e["pole"] == "+" else " by negative a"
-    poles = [(e["top_tokens"], "promoted" + turned, BLUE), (e.get("opposite_tokens", []), "suppressed", ORANGE)]
+    poles = [
+        (e["top_tokens"], "promoted" + turned, BLUE),
+        (e.get("opposite_tokens", []), "suppressed", ORANGE),
+    ]
     for column, (tokens, text, color) in enumerate(poles):
         axes = figure.add_subplot(grid[0, column])
         axes.set_title(text if tokens else f"{text}: not in the file", loc="left", fontsize=10)
         if not tokens:
             axes.set_axis_off()
             continue
-        axes.barh(range(len(tokens[:14])), [abs(v) for _, v in tokens[:14]], color=color, height=0.7)
+        axes.barh(
+            range(len(tokens[:14])), [abs(v) for _, v in tokens[:14]], color=color, height=0.7
+        )
         _concept_axis(axes, [drawable(t, 16) for t, _ in tokens[:14]])
         axes.set_xlabel("|readout|")
     axes = figure.add_subplot(grid[0, 2])
     axes.set_title("damage", loc="left", fontsize=10)
     for shift, key, color in ((-0.2, "concept_drop", GREEN), (0.2, "unrelated_drop", RED)):
         found = [(i, d[key]) for i, d in enumerate(e["damage"].values()) if d[key] is not None]
-        axes.bar([i + shift for i, _ in found], [v for _, v in found], width=0.38, color=color, label=key.split("_")[0])
+        axes.bar(
+            [i + shift for i, _ in found],
+            [v for _, v in found],
+            width=0.38,
+            color=color,
+            label=key.split("_")[0],
+        )
     axes.axhline(0, color=INK, lw=0.8)
     axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
     axes.set_xticks(range(len(e["damage"])), list(e["damage"]))
@@ -344,7 +394,9 @@ def calibration(document: Mapping[str, Any]) -> Figure:
         rows = [row for row in document["planted"] if row["vectors"]]
         rates = np.array([[r["rate"], *r["ci95"]] for r in rows]).reshape(-1, 3).T
         errors = np.maximum([rates[0] - rates[1], rates[2] - rates[0]], 0)
-        left.errorbar([r["effect"] for r in rows], rates[0], errors, marker="o", capsize=3, color=GREEN)
+        left.errorbar(
+            [r["effect"] for r in rows], rates[0], errors, marker="o", capsize=3, color=GREEN
+        )
         for row, rate in zip(rows, rates[0], strict=True):
             text = f"{row['validated']} of {row['vectors']}"
             left.annotate(
@@ -357,14 +409,23 @@ def calibration(document: Mapping[str, Any]) -> Figure:
             )
         left.axhline(MAX_Q, color=INK, ls=":", lw=0.8)
         left.set(
-            xlabel="worth of a planted vector (nats)", ylabel="planted vectors validated (share)", ylim=(-0.05, 1.05)
+            xlabel="worth of a planted vector (nats)",
+            ylabel="planted vectors validated (share)",
+            ylim=(-0.05, 1.05),
         )
         left.margins(x=0.15)
         for name, group in false.items():
             p = np.sort([v for v in group["p_values"] if v is not None])
             share = np.append(np.arange(1, len(p) + 1), len(p)) / max(len(p), 1)
             label = f"{name}: {group['validated']} of {group['vectors']} validated"
-            right.step(np.append(p, 1), share, where="post", color=looks[name][0], ls=looks[name][1], label=label)
+            right.step(
+                np.append(p, 1),
+                share,
+                where="post",
+                color=looks[name][0],
+                ls=looks[name][1],
+                label=label,
+            )
         right.plot([0, 1], [0, 1], color=PALE, lw=0.8)
         right.set(xlabel="p (share of the tested false candidates at most p)", xlim=(0, 1))
         right.legend(loc="upper left")

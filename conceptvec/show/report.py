@@ -55,9 +55,13 @@ def page(document: Mapping[str, Any]) -> str:
     )
     return Template(template).substitute(
         title=_safe(f"Concept vectors in {model['id']}"),
-        summary="".join(f"<p>{_safe(line)}</p>" for line in display.summary(dict(document)).splitlines()),
+        summary="".join(
+            f"<p>{_safe(line)}</p>" for line in display.summary(dict(document)).splitlines()
+        ),
         source=_safe(source),
-        figures="".join(_figure(document, name) for name in measured(document) if name != "vector_card"),
+        figures="".join(
+            _figure(document, name) for name in measured(document) if name != "vector_card"
+        ),
         extra=_sets(document.get("concept_sets")),
         damage=_safe(document["configuration"]["damage"][0]),
         head="".join(f'<th class="{css}"><button>{name}</button></th>' for name, css, _ in COLUMNS),
@@ -85,7 +89,9 @@ def _row(entry: Mapping[str, Any], cells: Iterable[str]) -> str:
         value = f' data-v="{"" if entry[key] is None else entry[key]}"' if key else ""
         if name == "verdict":
             css, text = entry["verdict"], text.replace("_", " ")
-        inner = f'<button aria-expanded="false">{_safe(text)}</button>' if name == "id" else _safe(text)
+        inner = (
+            f'<button aria-expanded="false">{_safe(text)}</button>' if name == "id" else _safe(text)
+        )
         out.append(f'<td class="{css}"{value}>{inner}</td>')
     return f'<tr id="{_safe(entry["id"])}">{"".join(out)}</tr>'
 
@@ -103,11 +109,18 @@ def _sets(sets: Any) -> str:
     if not sets:
         return ""
     head = "".join(f"<th>{_safe(k.replace('_', ' '))}</th>" for k in sets[0])
-    body = "".join(f"<tr>{''.join(f'<td>{_safe(_short(v))}</td>' for v in record.values())}</tr>" for record in sets)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{_safe(_short(v))}</td>' for v in record.values())}</tr>"
+        for record in sets
+    )
     return f'<h2>Sets damaged together</h2><div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list):
-        return str(len(value)) if value and isinstance(value[0], list) else " … ".join(map(_short, value))
+        return (
+            str(len(value))
+            if value and isinstance(value[0], list)
+            else " … ".join(map(_short, value))
+        )
     return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -48,7 +48,9 @@ class Plot(Figure):
 @lru_cache(maxsize=4096)
 def font_of(char: str) -> str | None:
     """The first font, of matplotlib's own and the installed fallbacks, that has the character."""
-    return next((name for name in ("DejaVu Sans", *FALLBACK_FONTS) if ord(char) in _characters(name)), None)
+    return next(
+        (name for name in ("DejaVu Sans", *FALLBACK_FONTS) if ord(char) in _characters(name)), None
+    )
 
 
 @lru_cache(maxsize=32)
@@ -63,8 +65,14 @@ def drawable(text: str, width: int = 26) -> str:
     missing = [ch for ch in text if not ch.isspace() and font_of(ch) is None]
     if missing:
         names = [unicodedata.name(ch, "unnamed") for ch in missing]
-        known = [n.lower() for ch, n in zip(missing, names, strict=True) if unicodedata.category(ch) == "So"]
-        code = f"{names[0].split()[0][:5]} U+{ord(missing[0]):04X}" + ("…" if len(missing) > 1 else "")
+        known = [
+            n.lower()
+            for ch, n in zip(missing, names, strict=True)
+            if unicodedata.category(ch) == "So"
+        ]
+        code = f"{names[0].split()[0][:5]} U+{ord(missing[0]):04X}" + (
+            "…" if len(missing) > 1 else ""
+        )
         text = f"[{known[0] if known else code}]"
     return text if len(text) <= width else text[: width - 1] + "…"
 
@@ -78,7 +86,9 @@ def frame(
     model = results["model"]
     panels[0].set_title(f"{title}\n", loc="left")
     name = printable(model["id"])
-    name = name if len(name) <= 40 else f"…{name[-39:]}"  # a folder's path can be longer than the figure is wide
+    name = (
+        name if len(name) <= 40 else f"…{name[-39:]}"
+    )  # a folder's path can be longer than the figure is wide
     source = f"{name}, {model['dtype']} on {model['device']}"
     line = panels[0].annotate(" · ".join(filter(None, (source, note))), (0, 1), (0, 4), xycoords="axes fraction",
                               textcoords="offset points", fontsize=8.5, color=MUTED)  # fmt: skip

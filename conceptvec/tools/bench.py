@@ -15,10 +15,10 @@ import torch
 
 from conceptvec.errors import RequestError
 from conceptvec.extraction.projection import Projector
+from conceptvec.model.device import choose_device, choose_dtype, now
 from conceptvec.model.memory import peak_memory
-from conceptvec.model.network import choose_device, choose_dtype
 from conceptvec.tools.bench_scoring import bench_scoring
-from conceptvec.tools.bench_validation import bench_validation, now
+from conceptvec.tools.bench_validation import bench_validation
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,9 @@ def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
 
     variants: dict[str, Callable[[], Any]] = {"topk": topk, "naive": naive}
     for precision in {projector.precision for projector in projectors.values()}:
-        variants |= _products(unembedding.to(precision), directions, {p.columns for p in projectors.values()})
+        variants |= _products(
+            unembedding.to(precision), directions, {p.columns for p in projectors.values()}
+        )
     for name, projector in projectors.items():
         variants[name] = lambda projector=projector: projector(directions, BATCH)
     taken: dict[str, list[float]] = {name: [] for name in variants}
@@ -113,7 +115,10 @@ def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
     one_by_one = median["naive"] / min(vectors, NAIVE)
 
     def figures(name: str) -> dict[str, Any]:
-        gemm = min((v for v in median if v.startswith(f"gemm {projectors[name].precision}")), key=median.__getitem__)
+        gemm = min(
+            (v for v in median if v.startswith(f"gemm {projectors[name].precision}")),
+            key=median.__getitem__,
+        )
         return {
             "seconds_gemm": median[gemm], "seconds_ours": median[name], "ratio_to_gemm": median[name] / median[gemm],
             "speedup_over_naive": one_by_one / (median[name] / vectors / 2),
@@ -132,7 +137,9 @@ def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _products(rows: torch.Tensor, directions: torch.Tensor, columns: set[int]) -> dict[str, Callable[[], Any]]:
+def _products(
+    rows: torch.Tensor, directions: torch.Tensor, columns: set[int]
+) -> dict[str, Callable[[], Any]]:
     """The bare product of (V, H) rows with (n, H) directions in the rows' precision, in several arrangements."""
     batches = directions.to(rows.dtype).split(BATCH)
 

@@ -14,7 +14,9 @@ from conceptvec.scoring.scorer import Scorer
 LAYERS, NEURONS, VOCABULARY, HIDDEN, TOP_K = 26, 6912, 262_144, 1152, 50
 
 
-def bench_scoring(layers: int = LAYERS, vocabulary: int = VOCABULARY, hidden: int = HIDDEN) -> dict[str, Any]:
+def bench_scoring(
+    layers: int = LAYERS, vocabulary: int = VOCABULARY, hidden: int = HIDDEN
+) -> dict[str, Any]:
     """Score random lists, layer by layer as a run does, over the lexicon's words and random letters.
 
     Like Gemma's, the vocabulary writes a word in about three ways: with a space, without, with a capital.
@@ -32,7 +34,9 @@ def bench_scoring(layers: int = LAYERS, vocabulary: int = VOCABULARY, hidden: in
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     made = ["".join(x) for x in rng.choice(letters, (vocabulary // 3, 6))]
     tokens = (listed + [form for w in made for form in (w, f" {w}", f" {w.title()}")])[:vocabulary]
-    unembedding = torch.randn(vocabulary, hidden, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
+    unembedding = torch.randn(
+        vocabulary, hidden, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16
+    )
     start, used = time.perf_counter(), time.process_time()
     scorer = Scorer(tokens, np.zeros(vocabulary, bool), unembedding, concepts, 0.75)
     tabulated = time.perf_counter()

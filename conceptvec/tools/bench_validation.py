@@ -7,7 +7,6 @@ prompts of like length batched together, and their results are compared before a
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import torch
 
 from conceptvec.config import Config
 from conceptvec.errors import RunError
+from conceptvec.model.device import now
 from conceptvec.validation.damage import Damage
 from conceptvec.validation.engine import Engine
 from conceptvec.validation.measure import Experiment, PromptTable
@@ -47,17 +47,24 @@ def random_model(device: str, dtype: torch.dtype, shape: dict[str, int], seed: i
         hf: Any = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     hf = hf.to(dtype).eval().requires_grad_(False)
     tokenizer = SimpleNamespace(bos_token_id=2)
-    return Model(hf, tokenizer, "random", None, FAMILIES["gemma3_text"], torch.device(device), dtype)
+    return Model(
+        hf, tokenizer, "random", None, FAMILIES["gemma3_text"], torch.device(device), dtype
+    )
 
 
 def random_prompts(n: int, vocabulary: int, seed: int = 0) -> list[Answer]:
     """Token ids as long as the built-in prompts are (8 to 16 tokens), each with an answer of one token."""
     rng = np.random.default_rng([seed, 31])
-    return [([2, *rng.integers(10, vocabulary, size - 1).tolist()], int(size) - 1) for size in rng.integers(8, 17, n)]
+    return [
+        ([2, *rng.integers(10, vocabulary, size - 1).tolist()], int(size) - 1)
+        for size in rng.integers(8, 17, n)
+    ]
 
 
 @torch.inference_mode()
-def naive(model: Model, prompts: list[Answer], layer: int, damaged: list[Damage], batch_size: int) -> np.ndarray:
+def naive(
+    model: Model, prompts: list[Answer], layer: int, damaged: list[Damage], batch_size: int
+) -> np.ndarray:
     """Log-probabilities of the answers by real edits and whole forward passes: (D, P)."""
     weight = model.layers[layer].mlp.down_proj.weight
     out = np.zeros((len(damaged), len(prompts)))
@@ -69,8 +76,12 @@ def naive(model: Model, prompts: list[Answer], layer: int, damaged: list[Damage]
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
                 width = max(len(prompts[p][0]) for p in batch)
-                ids = torch.tensor([prompts[p][0] + [0] * (width - len(prompts[p][0])) for p in batch])
-                mask = torch.tensor([[1] * len(prompts[p][0]) + [0] * (width - len(prompts[p][0])) for p in batch])
+                ids = torch.tensor(
+                    [prompts[p][0] + [0] * (width - len(prompts[p][0])) for p in batch]
+                )
+                mask = torch.tensor(
+                    [[1] * len(prompts[p][0]) + [0] * (width - len(prompts[p][0])) for p in batch]
+                )
                 ids, mask = ids.to(model.device), mask.to(model.device)
                 logits = model.hf(input_ids=ids, attention_mask=mask, use_cache=False).logits
                 for i, p in enumerate(batch):
@@ -119,21 +130,35 @@ def bench_validation(
     means = {n: np.zeros(model.intermediate_size) for n in range(model.n_layers)}
     rng = np.random.default_rng([seed, 32])
     places = sorted({round(x) for x in np.linspace(0, model.n_layers - 1, layers)})
-    chosen = [(n, sorted(map(int, rng.choice(model.intermediate_size, per_layer, replace=False)))) for n in places]
+    chosen = [
+        (n, sorted(map(int, rng.choice(model.intermediate_size, per_layer, replace=False))))
+        for n in places
+    ]
     vectors = per_layer * len(places)
 
     def experiment() -> Experiment:
         engine, third = Engine(model, made, batch_size), max(1, prompts // 3)
-        groups = {"concept": list(range(third)), "other": list(range(third, prompts)), "neutral": []}
+        groups = {
+            "concept": list(range(third)),
+            "other": list(range(third, prompts)),
+            "neutral": [],
+        }
         known, nothing = np.ones(prompts, bool), np.zeros(prompts)
-        return Experiment(model, config, PromptTable(engine, groups, known, nothing, nothing, seed), means)
+        return Experiment(
+            model, config, PromptTable(engine, groups, known, nothing, nothing, seed), means
+        )
 
     def ours(hopeless: bool) -> tuple[float, np.ndarray]:
         """Seconds per vector, clean passes included, and the drops of the first one (kinds, P)."""
         start, mine, drops = now(model.device), experiment(), []
         for layer, neurons in chosen:
-            entries = [{"neuron": j, "concept": "concept", "firing_share": float(not hopeless)} for j in neurons]
-            drops.append(mine.candidate_unit(layer, tuple(neurons), entries, stop=hopeless)["drop"][0])
+            entries = [
+                {"neuron": j, "concept": "concept", "firing_share": float(not hopeless)}
+                for j in neurons
+            ]
+            drops.append(
+                mine.candidate_unit(layer, tuple(neurons), entries, stop=hopeless)["drop"][0]
+            )
         return (now(model.device) - start) / vectors, drops[0]
 
     warm = experiment()
@@ -145,7 +170,13 @@ def bench_validation(
     start = now(model.device)
     slow = naive(model, made, layer, damaged, batch_size)
     seconds = now(model.device) - start
-    clean = naive(model, made, layer, [Damage(neuron, 1.0, 0.0, torch.zeros_like(damaged[0].direction))], batch_size)
+    clean = naive(
+        model,
+        made,
+        layer,
+        [Damage(neuron, 1.0, 0.0, torch.zeros_like(damaged[0].direction))],
+        batch_size,
+    )
     expected = np.stack([(clean - slow[:draws]).mean(0), *(clean - slow[draws:])])
     difference = float(np.abs(found - expected).max())
     if not difference <= TOLERANCE[model.dtype]:
@@ -160,12 +191,3 @@ def bench_validation(
         "batch_size": batch_size, "dtype": dtype, "device": device, "threads": torch.get_num_threads(),
         "shape": GEMMA_1B | (shape or {}), "largest_difference": difference,
     }  # fmt: skip
-
-
-def now(device: torch.device) -> float:
-    """Seconds of the clock, once the device's queue is empty."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()

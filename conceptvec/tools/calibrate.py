@@ -28,12 +28,19 @@ from conceptvec.concepts import load_concepts
 from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
 from conceptvec.extraction.activations import corpus_activations
-from conceptvec.runfolder import Arrays, Parts, plain
+from conceptvec.runfolder import Arrays, Parts
+from conceptvec.text import plain
 from conceptvec.tools.planting import Planted, plant
 from conceptvec.validation import statistics as stats
 from conceptvec.validation.measure import Experiment, PromptTable
 from conceptvec.validation.nulls import Entry, Likeness, measure_nulls
-from conceptvec.validation.rule import FIRING_SHARE, MAX_Q, MIN_CONCEPT_PROMPTS, MIN_UNRELATED_PROMPTS, verdict
+from conceptvec.validation.rule import (
+    FIRING_SHARE,
+    MAX_Q,
+    MIN_CONCEPT_PROMPTS,
+    MIN_UNRELATED_PROMPTS,
+    verdict,
+)
 from conceptvec.validation.stage import firing, judge, measure
 
 if TYPE_CHECKING:
@@ -47,7 +54,11 @@ MISSES = 1000  # draws in a row without a new pair that fires, after which no mo
 
 
 def calibrate(
-    model: Model, config: Config, vectors: int = 100, planted: int = 48, effects: Sequence[float] = EFFECTS
+    model: Model,
+    config: Config,
+    vectors: int = 100,
+    planted: int = 48,
+    effects: Sequence[float] = EFFECTS,
 ) -> dict[str, Any]:
     """Measure false-validation rate and power of Stage 3.
 
@@ -90,16 +101,22 @@ def calibrate(
         drawn.append(place)
     random = _as_candidates(drawn, concepts, activations, table, at_end)
     measured = measure(experiment, random, Parts())
-    nulls = measure_nulls(experiment, random, Likeness(model, table, at_end), Parts(), everywhere=True)
+    nulls = measure_nulls(
+        experiment, random, Likeness(model, table, at_end), Parts(), everywhere=True
+    )
     judge(random, measured, nulls, experiment)
 
     fires = _that_fire(experiment, activations, at_end, layers, names, vectors)
     judge(fires, measure(experiment, fires, Parts()), nulls, experiment)
 
     rows, strongest = [], []
-    upper = layers[len(layers) // 2 :]  # an unembedding direction means what it says near the output
+    upper = layers[
+        len(layers) // 2 :
+    ]  # an unembedding direction means what it says near the output
     # Every layer meets every concept; vectors that share both differ in their draw.
-    places = sorted((upper[(i + i // len(names)) % len(upper)], concepts[i], i) for i in range(planted))
+    places = sorted(
+        (upper[(i + i // len(names)) % len(upper)], concepts[i], i) for i in range(planted)
+    )
     planting = [plant(experiment, *place, effects) for place in places]
     for effect, tried in zip(effects, zip(*planting, strict=True), strict=True):
         made = [p for p in tried if p is not None]
@@ -113,7 +130,9 @@ def calibrate(
             "failed": dict(Counter(text for e in entries for text in e["failed"])),
         })  # fmt: skip
         strongest = made or strongest
-        logger.info("planted, worth %g nats: %d of %d validated", effect, rows[-1]["validated"], len(made))
+        logger.info(
+            "planted, worth %g nats: %d of %d validated", effect, rows[-1]["validated"], len(made)
+        )
 
     shuffled = _permuted(table, config.seed)
     dealt = Experiment(model, config, shuffled, activations.mean)
@@ -151,7 +170,12 @@ def _as_candidates(
     for (layer, neuron), concept in zip(drawn, concepts, strict=False):
         both = []
         for pole in "+-":
-            e: Entry = {"id": f"L{layer:02d}_N{neuron:04d}{pole}", "layer": layer, "neuron": neuron, "pole": pole}
+            e: Entry = {
+                "id": f"L{layer:02d}_N{neuron:04d}{pole}",
+                "layer": layer,
+                "neuron": neuron,
+                "pole": pole,
+            }
             e |= {"concept": concept}
             both.append(e | {"firing_share": firing(e, activations, table, at_end)})
         out.append(max(both, key=lambda e: e["firing_share"]))
@@ -166,7 +190,10 @@ def _that_fire(
     model, table = experiment.model, experiment.table
     rng, found, misses = np.random.default_rng([experiment.config.seed, 23]), {}, 0
     while len(found) < vectors and misses < MISSES:
-        place, concept = (int(rng.choice(layers)), int(rng.integers(model.intermediate_size))), str(rng.choice(names))
+        place, concept = (
+            (int(rng.choice(layers)), int(rng.integers(model.intermediate_size))),
+            str(rng.choice(names)),
+        )
         entry = _as_candidates([place], [concept], activations, table, at_end)[0]
         misses += 1
         if entry["firing_share"] < FIRING_SHARE or (place, concept) in found:
@@ -187,14 +214,22 @@ def _permuted(table: PromptTable, seed: int) -> PromptTable:
     rng = np.random.default_rng([seed, 22])
     every = rng.permutation([i for n in table.concepts for i in table.groups[n]])
     edges = np.cumsum([len(table.groups[n]) for n in table.concepts])[:-1]
-    dealt = dict(zip(table.concepts, (sorted(map(int, part)) for part in np.split(every, edges)), strict=True))
+    dealt = dict(
+        zip(
+            table.concepts, (sorted(map(int, part)) for part in np.split(every, edges)), strict=True
+        )
+    )
     return replace(table, groups=table.groups | dealt)
 
 
 def _rate(entries: Sequence[Entry]) -> dict[str, Any]:
     """Counts and rates of a group: validated, and validated if no other test had been made (q = p)."""
     hits = sum(e["validated"] for e in entries)
-    alone = sum(verdict(e | {"q_value": e["p_value"]})[0] == "validated" for e in entries if e["p_value"] is not None)
+    alone = sum(
+        verdict(e | {"q_value": e["p_value"]})[0] == "validated"
+        for e in entries
+        if e["p_value"] is not None
+    )
     tested = [e["p_value"] for e in entries if e["p_value"] is not None]
     low, high = stats.wilson(hits, len(entries))
     return {

@@ -27,9 +27,10 @@ from conceptvec.extraction.projection import Projector
 from conceptvec.extraction.stage import make_projector
 from conceptvec.model.network import Model
 from conceptvec.model.weights import load_weights
-from conceptvec.runfolder import manifests, plain, read_part
+from conceptvec.runfolder import manifests, read_part
 from conceptvec.scoring.lexicon import lemma, normalise
 from conceptvec.scoring.stage import vector_id
+from conceptvec.text import plain
 
 SHOWN_TOKENS = 15
 
@@ -55,7 +56,9 @@ def word_forms(words: Sequence[str], texts: list[str], masked: np.ndarray) -> di
     return forms
 
 
-def find(words: Sequence[str], config: Config, limit: int = 20, run: str | Path | None = None) -> dict[str, Any]:
+def find(
+    words: Sequence[str], config: Config, limit: int = 20, run: str | Path | None = None
+) -> dict[str, Any]:
     """The poles that promote the words most.
 
     Args:
@@ -68,7 +71,9 @@ def find(words: Sequence[str], config: Config, limit: int = 20, run: str | Path 
         a JSON document: the words' forms, the neurons examined, and the best poles.
     """
     if not words or not all(normalise(w) for w in words):
-        raise RequestError("find: got no word; expected one word or more, such as: find Harry Potter Hogwarts")
+        raise RequestError(
+            "find: got no word; expected one word or more, such as: find Harry Potter Hogwarts"
+        )
     manifest: dict[str, Any] = {}
     if run is not None:
         config, manifest = _of_run(Path(run), config)
@@ -107,10 +112,14 @@ def find(words: Sequence[str], config: Config, limit: int = 20, run: str | Path 
     }  # fmt: skip
 
 
-Source = Iterator[tuple[int, np.ndarray, dict[str, np.ndarray]]]  # layer, neurons (n,), pole → y (n, T)
+Source = Iterator[
+    tuple[int, np.ndarray, dict[str, np.ndarray]]
+]  # layer, neurons (n,), pole → y (n, T)
 
 
-def _from_weights(model: Model, projector: Projector, config: Config, targets: torch.Tensor) -> Source:
+def _from_weights(
+    model: Model, projector: Projector, config: Config, targets: torch.Tensor
+) -> Source:
     rows = model.unembedding[targets.to(model.device)].float() - projector.mean
     covariance = projector.covariance()
     for layer in tqdm(parse_layers(config.layers, model.n_layers), desc="find", unit="layer"):
@@ -125,25 +134,45 @@ def _of_run(run: Path, config: Config) -> tuple[Config, dict[str, Any]]:
     try:
         manifest = manifests(run)[0]
         was = manifest["configuration"] | {"dtype": manifest["model"]["dtype"]}
-        return replace(config, **{k: was[k] for k in ("model", "revision", "dtype", "fold")}), manifest
+        return replace(
+            config, **{k: was[k] for k in ("model", "revision", "dtype", "fold")}
+        ), manifest
     except (IndexError, KeyError):
-        raise RequestError(f"find: {run} is no run folder; expected one that `conceptvec run` wrote") from None
+        raise RequestError(
+            f"find: {run} is no run folder; expected one that `conceptvec run` wrote"
+        ) from None
 
 
-def _from_run(run: Path, manifest: dict[str, Any], model: Model, config: Config, targets: np.ndarray) -> Source:
+def _from_run(
+    run: Path, manifest: dict[str, Any], model: Model, config: Config, targets: np.ndarray
+) -> Source:
     if manifest["model"].get("fingerprint") != model.fingerprint:
-        raise RequestError(f"find: {run} was made from other weights than {model.name}; run it again, or omit --run")
-    asked = {f"projections/layer_{n:02d}.safetensors": n for n in parse_layers(config.layers, model.n_layers)}
+        raise RequestError(
+            f"find: {run} was made from other weights than {model.name}; run it again, or omit --run"
+        )
+    asked = {
+        f"projections/layer_{n:02d}.safetensors": n
+        for n in parse_layers(config.layers, model.n_layers)
+    }
     if not (listed := [name for name in asked if name in manifest["parts"]]):
-        raise RequestError(f"find: {run} holds none of the layers; let `conceptvec run` finish Stage 1, or omit --run")
+        raise RequestError(
+            f"find: {run} holds none of the layers; let `conceptvec run` finish Stage 1, or omit --run"
+        )
     for name in listed:
         if (a := read_part(run / name, manifest["parts"][name])) is None:
-            raise RequestError(f"find: {run / name} is damaged; `conceptvec run` makes it anew, or omit --run")
+            raise RequestError(
+                f"find: {run / name} is damaged; `conceptvec run` makes it anew, or omit --run"
+            )
         deviation = np.sqrt(np.maximum(a["variance"], 1e-30))[:, None]
         poles = {}
-        for pole, ids, values, sign in (("+", "top_ids", "top_values", 1), ("-", "bottom_ids", "bottom_values", -1)):
+        for pole, ids, values, sign in (
+            ("+", "top_ids", "top_values", 1),
+            ("-", "bottom_ids", "bottom_values", -1),
+        ):
             y = sign * (a[values] - a["mean"][:, None]) / deviation
-            poles[pole] = np.stack([np.where(a[ids] == t, np.maximum(y, 0), 0).max(1) for t in targets], axis=1)
+            poles[pole] = np.stack(
+                [np.where(a[ids] == t, np.maximum(y, 0), 0).max(1) for t in targets], axis=1
+            )
         yield asked[name], a["neurons"], poles
 
 
@@ -158,12 +187,15 @@ def _describe(
     rows = [model.readout_directions(f["layer"], fold, f["neuron"]) for f in found]
     d = torch.stack(rows) * sign[:, None]
     top = projector(d)
-    z = torch.cat([(part @ d.T.contiguous()).cpu() for _, part in projector.chunks(torch.float32)])  # (shown, n)
+    z = torch.cat(
+        [(part @ d.T.contiguous()).cpu() for _, part in projector.chunks(torch.float32)]
+    )  # (shown, n)
     place = torch.full((model.vocab_size,), -1)
     place[projector.shown] = torch.arange(len(projector.shown))
     for i, f in enumerate(found):
         f["top_tokens"] = [
-            [texts[t], plain(v)] for t, v in zip(top.top_ids[i].tolist(), top.top_values[i], strict=True)
+            [texts[t], plain(v)]
+            for t, v in zip(top.top_ids[i].tolist(), top.top_values[i], strict=True)
         ]
         for word, ids in forms.items():
             best = max(ids, key=lambda t: float(z[place[t], i]))

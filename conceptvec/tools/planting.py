@@ -22,7 +22,14 @@ from conceptvec.validation.engine import State
 from conceptvec.validation.measure import Experiment
 from conceptvec.validation.nulls import Entry
 
-NORMS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)  # norms of what is planted, relative to the MLP output's, that are tried
+NORMS = (
+    0.025,
+    0.05,
+    0.1,
+    0.2,
+    0.4,
+    0.8,
+)  # norms of what is planted, relative to the MLP output's, that are tried
 BACKGROUND = 0.1  # activation of a planted vector off its concept, relative to that on it
 
 
@@ -45,11 +52,15 @@ class Planted(Experiment):
         norm: of what is planted, relative to the MLP output's.
     """
 
-    def __init__(self, base: Experiment, layer: int, concept: str, neuron: Neuron, norm: float) -> None:
+    def __init__(
+        self, base: Experiment, layer: int, concept: str, neuron: Neuron, norm: float
+    ) -> None:
         super().__init__(base.model, base.config, base.table, base.means)
         self.layer, self.concept, self.norm, self.vector = layer, concept, norm, neuron.vector
         self.number = base.model.intermediate_size  # one past the real neurons
-        level = torch.as_tensor(norm * neuron.level, dtype=torch.float32, device=neuron.vector.device)
+        level = torch.as_tensor(
+            norm * neuron.level, dtype=torch.float32, device=neuron.vector.device
+        )
         self.amounts = level[:, None] * neuron.sizes  # (P, T)
         self.amounts[:, 0] = 0.0  # not on the beginning-of-sequence token
         self.neutral, self.reference = [], {}  # divergence plays no part in the verdict
@@ -61,17 +72,30 @@ class Planted(Experiment):
         state.neurons, state.activations = {self.number: 0}, self.amounts[None]
         return state, self.baseline(state)
 
-    def damages(self, layer: int, neuron: int, kind: str, ratio: float | None = None) -> list[Damage]:
+    def damages(
+        self, layer: int, neuron: int, kind: str, ratio: float | None = None
+    ) -> list[Damage]:
         """The configured damages of the planted vector."""
         c, mean = self.config, float(self.amounts.mean())
         return damages(
-            self.model, layer, neuron, kind, mean, c.draws, ratio or c.noise_ratio, c.noise_sigma, c.seed, self.vector
+            self.model,
+            layer,
+            neuron,
+            kind,
+            mean,
+            c.draws,
+            ratio or c.noise_ratio,
+            c.noise_sigma,
+            c.seed,
+            self.vector,
         )
 
     def effect(self, base: Experiment) -> float:
         """What the vector's presence is worth on its concept's prompts, in nats per answer token."""
         mine = self.table.concept(self.concept)
-        return float((self._state(self.layer, ())[1] - base.state(self.layer, (0,))[1])[mine].mean())
+        return float(
+            (self._state(self.layer, ())[1] - base.state(self.layer, (0,))[1])[mine].mean()
+        )
 
     def entry(self) -> Entry:
         """The planted vector as a candidate; it fires on its concept's prompts by construction."""
@@ -97,7 +121,9 @@ def draw_neuron(base: Experiment, layer: int, concept: str, draw: int) -> Neuron
     return Neuron(vector, level, sizes)
 
 
-def plant(base: Experiment, layer: int, concept: str, draw: int, effects: Sequence[float]) -> list[Planted | None]:
+def plant(
+    base: Experiment, layer: int, concept: str, draw: int, effects: Sequence[float]
+) -> list[Planted | None]:
     """Per effect, the weakest planted vector that is worth it, by linear interpolation between `NORMS`."""
     neuron = draw_neuron(base, layer, concept, draw)
     worth = [0.0, *(Planted(base, layer, concept, neuron, norm).effect(base) for norm in NORMS)]
@@ -108,7 +134,9 @@ def plant(base: Experiment, layer: int, concept: str, draw: int, effects: Sequen
             out.append(None)
             continue
         share = (effect - worth[i - 1]) / (worth[i] - worth[i - 1])
-        out.append(Planted(base, layer, concept, neuron, norms[i - 1] + share * (norms[i] - norms[i - 1])))
+        out.append(
+            Planted(base, layer, concept, neuron, norms[i - 1] + share * (norms[i] - norms[i - 1]))
+        )
     return out
 
 
@@ -123,5 +151,9 @@ def concept_direction(base: Experiment, concept: str, rng: np.random.Generator) 
     some = sorted(int(p) for p in rng.permutation(mine)[: math.ceil(0.75 * len(mine))])
     for p, log_p in engine.clean_distribution(some).items():
         parts = zip(log_p.exp().split(REDUCED), rows.split(REDUCED), strict=True)
-        total = total + rows[engine.ids[p, engine.starts[p]]].float() - sum(p @ some.float() for p, some in parts)
+        total = (
+            total
+            + rows[engine.ids[p, engine.starts[p]]].float()
+            - sum(p @ some.float() for p, some in parts)
+        )
     return torch.as_tensor(total)

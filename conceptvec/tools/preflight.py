@@ -31,10 +31,20 @@ class Plan(dict):
 
     def lines(self) -> list[tuple[str, str]]:
         """The plan as pairs of name and sentence."""
-        model, device, work, needs, has = (self[k] for k in ("model", "device", "work", "needs", "has"))
-        arrives = f"{size(needs['download_bytes'])} to download" if needs["download_bytes"] else "all here"
+        model, device, work, needs, has = (
+            self[k] for k in ("model", "device", "work", "needs", "has")
+        )
+        arrives = (
+            f"{size(needs['download_bytes'])} to download"
+            if needs["download_bytes"]
+            else "all here"
+        )
         low, high = (duration(s) for s in needs["seconds"])
-        scoring = f"; {work['null_neurons']} null neurons and the candidates are damaged" if 3 in work["stages"] else ""
+        scoring = (
+            f"; {work['null_neurons']} null neurons and the candidates are damaged"
+            if 3 in work["stages"]
+            else ""
+        )
         return [
             ("model", f"{model['id']} ({model['type']}): {model['layers']} layers, hidden {model['hidden_size']}, MLP "
              f"{model['intermediate_size']}, vocabulary {model['vocab_size']:,}, ≈ {model['parameters'] / 1e6:,.1f} M "
@@ -57,7 +67,10 @@ class Plan(dict):
         return "\n".join(f"{name:8} {text}" for name, text in self.lines())
 
     def _repr_html_(self) -> str:
-        body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self.lines())
+        body = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>"
+            for name, text in self.lines()
+        )
         return f"<table>{body}</table>"
 
 
@@ -74,7 +87,7 @@ def preflight(config: Config) -> Plan:
     """
     concepts = load_concepts(config.concepts)
     from conceptvec.extraction.activations import read_corpus
-    from conceptvec.model.network import choose_device, choose_dtype
+    from conceptvec.model.device import choose_device, choose_dtype
 
     for _ in read_corpus(config.corpus) if config.stages != (1,) else ():
         pass  # to the end: it may stop being text anywhere
@@ -85,7 +98,10 @@ def preflight(config: Config) -> Plan:
     d = dimensions(checkpoint)
     layers = parse_layers(config.layers, d["layers"])
     per_layer = min(config.max_vectors or d["intermediate_size"], d["intermediate_size"])
-    neurons, nulls = per_layer * len(layers), min(config.nulls, len(layers) * d["intermediate_size"])
+    neurons, nulls = (
+        per_layer * len(layers),
+        min(config.nulls, len(layers) * d["intermediate_size"]),
+    )
     prompts = sum(len(group) for group in concepts.prompts().values())
     shown = d["vocab_size"] * d["hidden_size"]
     folder = config.folder(device.type)
@@ -126,7 +142,9 @@ def _judge(plan: Plan, config: Config, folder: Path) -> None:
     if needs["download_bytes"] > free_disk(cache):
         problems.append(f"the download of {size(needs['download_bytes'])} does not fit into {cache} "
                         f"({size(free_disk(cache))} free); make room or set HF_HOME to a larger disk")  # fmt: skip
-    if (folder.exists() and not folder.is_dir()) or not os.access(_existing(folder), os.W_OK | os.X_OK):
+    if (folder.exists() and not folder.is_dir()) or not os.access(
+        _existing(folder), os.W_OK | os.X_OK
+    ):
         problems.append(f"--out: {folder} cannot be written; give another folder")
     from conceptvec.runfolder import differences, manifests
 
@@ -147,7 +165,9 @@ def _judge(plan: Plan, config: Config, folder: Path) -> None:
                 "to start afresh."
             )
             break
-    for path in folder.glob("concept_vector_results_*.json") if not (config.overwrite or problems) else ():
+    for path in (
+        folder.glob("concept_vector_results_*.json") if not (config.overwrite or problems) else ()
+    ):
         if len(stages := _stages_of(path)) > len(config.stages):
             problems.append(
                 f"--stages: {path} holds the results of stages {', '.join(map(str, stages))}, and a shorter run would "
@@ -169,7 +189,10 @@ def dimensions(checkpoint: Checkpoint) -> dict[str, int]:
     from transformers import AutoConfig
 
     try:
-        kind, rest = checkpoint.config["model_type"], {k: v for k, v in checkpoint.config.items() if k != "model_type"}
+        kind, rest = (
+            checkpoint.config["model_type"],
+            {k: v for k, v in checkpoint.config.items() if k != "model_type"},
+        )
         text = AutoConfig.for_model(kind, **rest).get_text_config()
         found = {"layers": text.num_hidden_layers, "hidden_size": text.hidden_size,
                  "intermediate_size": text.intermediate_size, "vocab_size": text.vocab_size}  # fmt: skip
@@ -178,23 +201,40 @@ def dimensions(checkpoint: Checkpoint) -> dict[str, int]:
             f"--model: the config.json of {checkpoint.name} cannot be used ({' '.join(str(error).split())[:200]}); "
             "fetch it again"
         ) from None
-    if bad := [f"{k} {v!r}" for k, v in found.items() if not isinstance(v, int) or isinstance(v, bool) or v < 1]:
-        raise RequestError(f"--model: the config.json of {checkpoint.name} says {bad[0]}, expected a whole number ≥ 1")
+    if bad := [
+        f"{k} {v!r}"
+        for k, v in found.items()
+        if not isinstance(v, int) or isinstance(v, bool) or v < 1
+    ]:
+        raise RequestError(
+            f"--model: the config.json of {checkpoint.name} says {bad[0]}, expected a whole number ≥ 1"
+        )
     return found
 
 
-def memory(config: Config, checkpoint: Checkpoint, d: dict[str, int], neurons: int, dtype: str) -> int:
+def memory(
+    config: Config, checkpoint: Checkpoint, d: dict[str, int], neurons: int, dtype: str
+) -> int:
     """Bytes for weights, copies of the unembedding, tables over the vocabulary, and the lists that are kept."""
     shown, kept = d["vocab_size"] * d["hidden_size"], neurons * (16 * config.top_k + 32)
     weights = checkpoint.parameters * ITEMSIZE[dtype] + 4 * shown
     if config.stages == (1,):  # read tensor by tensor, in the file's precision
         stored = checkpoint.weight_bytes // max(checkpoint.parameters, 1)
-        weights = shown * (stored if stored == 2 else stored + 2) + 8 * d["hidden_size"] * d["intermediate_size"]
+        weights = (
+            shown * (stored if stored == 2 else stored + 2)
+            + 8 * d["hidden_size"] * d["intermediate_size"]
+        )
     return weights + 2048 * d["vocab_size"] + kept
 
 
 def seconds(
-    config: Config, d: dict[str, int], neurons: int, nulls: int, prompts: int, device: Any, dtype: Any
+    config: Config,
+    d: dict[str, int],
+    neurons: int,
+    nulls: int,
+    prompts: int,
+    device: Any,
+    dtype: Any,
 ) -> list[float]:
     """Low and high estimate of the run's seconds: floating-point operations over speeds timed here."""
     import torch
@@ -220,7 +260,10 @@ def _speed(n: int, inner: int, m: int, device: Any, dtype: Any) -> float:
     """Operations per second of (n, inner) @ (inner, m) products."""
     import torch
 
-    a, b = torch.ones(n, inner, dtype=dtype, device=device), torch.ones(inner, m, dtype=dtype, device=device)
+    a, b = (
+        torch.ones(n, inner, dtype=dtype, device=device),
+        torch.ones(inner, m, dtype=dtype, device=device),
+    )
     float((a @ b)[0, 0])
     start, runs = time.perf_counter(), 0
     while time.perf_counter() - start < 0.05:
@@ -271,9 +314,21 @@ def free_disk(path: Path) -> int:
 
 def size(n: float) -> str:
     """Bytes for people."""
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB" if n >= 1e6 else f"{n / 1e3:.0f} kB"
+    return (
+        f"{n / 1e9:.1f} GB"
+        if n >= 1e9
+        else f"{n / 1e6:.0f} MB"
+        if n >= 1e6
+        else f"{n / 1e3:.0f} kB"
+    )
 
 
 def duration(s: float) -> str:
     """Seconds for people."""
-    return f"{s / 3600:.1f} h" if s >= 5400 else f"{s / 60:.0f} min" if s >= 90 else f"{max(s, 1):.0f} s"
+    return (
+        f"{s / 3600:.1f} h"
+        if s >= 5400
+        else f"{s / 60:.0f} min"
+        if s >= 90
+        else f"{max(s, 1):.0f} s"
+    )

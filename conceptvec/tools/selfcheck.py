@@ -22,8 +22,14 @@ from conceptvec.config import Config
 from conceptvec.errors import RunError
 from conceptvec.extraction.activations import _Gather
 from conceptvec.extraction.projection import REDUCED
-from conceptvec.extraction.stage import Candidates, Projections, Projector, make_projector, project_layer
-from conceptvec.runfolder import plain
+from conceptvec.extraction.stage import (
+    Candidates,
+    Projections,
+    Projector,
+    make_projector,
+    project_layer,
+)
+from conceptvec.text import plain
 from conceptvec.validation.damage import Damage, damages
 from conceptvec.validation.engine import Engine, split_answer
 
@@ -31,7 +37,10 @@ if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
 READOUT = 1e-4  # allowed difference of readouts, relative to the largest of the row
-NATS = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # allowed difference of a log-probability per answer token
+NATS = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.5,
+}  # allowed difference of a log-probability per answer token
 GEMMA_VOCABULARY = 262_144
 COLUMNS = 2**14  # vocabulary rows turned into float64 at a time
 
@@ -47,10 +56,19 @@ def projection_agreement(model: Model, candidates: Candidates, config: Config) -
     rows = [(p, int(rng.integers(len(p.neurons)))) for p in some]
     shown = np.flatnonzero(~candidates.masked)
     difference = _readout_difference(model, rows, shown, config.fold)
-    return _verdict("projection", len(rows), difference, READOUT, "relative to the largest readout of the row", model)
+    return _verdict(
+        "projection",
+        len(rows),
+        difference,
+        READOUT,
+        "relative to the largest readout of the row",
+        model,
+    )
 
 
-def _readout_difference(model: Model, rows: Sequence[tuple[Projections, int]], shown: np.ndarray, fold: str) -> float:
+def _readout_difference(
+    model: Model, rows: Sequence[tuple[Projections, int]], shown: np.ndarray, fold: str
+) -> float:
     directions = torch.stack([
         model.value_vectors(p.layer)[int(p.neurons[i])].cpu().double() * model.fold_scale(p.layer, fold).cpu().double()
         for p, i in rows
@@ -63,7 +81,9 @@ def _readout_difference(model: Model, rows: Sequence[tuple[Projections, int]], s
             (p.top_ids[i], p.top_values[i], ordered[::-1]),
             (p.bottom_ids[i], p.bottom_values[i], ordered),
         ):
-            wrong = max(np.abs(values - readout[ids]).max(), np.abs(values - best[: len(values)]).max())
+            wrong = max(
+                np.abs(values - readout[ids]).max(), np.abs(values - best[: len(values)]).max()
+            )
             worst = max(worst, float(wrong / max(np.abs(ordered[[0, -1]]).max(), 1e-30)))
     return worst
 
@@ -81,19 +101,28 @@ def damage_agreement(model: Model, config: Config, layers: Sequence[int]) -> dic
     """
     everything = [p for group in load_concepts(config.concepts).prompts().values() for p in group]
     prompts, longest = _of_one_length(model, everything)
-    engine = Engine(model, [*prompts, longest], config.batch_size)  # the longest makes the others padded
+    engine = Engine(
+        model, [*prompts, longest], config.batch_size
+    )  # the longest makes the others padded
     layers = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
     found, cases = [], []
     for layer in layers:
         neuron = int(torch.linalg.vector_norm(model.value_vectors(layer).float(), dim=1).argmax())
         vector = model.value_vectors(layer)[neuron].float()
-        zero, noise = (damages(model, layer, neuron, k, 0.0, 1, 1.0, None, config.seed)[0] for k in ("zero", "noise"))
+        zero, noise = (
+            damages(model, layer, neuron, k, 0.0, 1, 1.0, None, config.seed)[0]
+            for k in ("zero", "noise")
+        )
         rows = [Damage(neuron, 0.0, 0.0, torch.zeros_like(vector)), zero, noise]
-        found.append(engine.measure(engine.state(layer, [neuron]), rows, range(len(prompts) + 1))[:, :-1])
+        found.append(
+            engine.measure(engine.state(layer, [neuron]), rows, range(len(prompts) + 1))[:, :-1]
+        )
         cases += [(layer, neuron, c) for c in (torch.zeros_like(vector), -vector, noise.direction)]
     measured = np.concatenate(found)  # (9, 3)
     exact = reference(model, prompts, cases)
-    drops = np.abs((measured[::3].repeat(3, 0) - measured) - (exact[::3].repeat(3, 0) - exact)).max()
+    drops = np.abs(
+        (measured[::3].repeat(3, 0) - measured) - (exact[::3].repeat(3, 0) - exact)
+    ).max()
     out = _verdict("damage", measured.size, float(np.abs(measured - exact).max()), NATS[model.dtype],
                    "nats per answer token", model)  # fmt: skip
     return out | {"largest_difference_of_drops": plain(drops)}
@@ -108,7 +137,9 @@ def _of_one_length(model: Model, prompts: Sequence[Prompt]) -> tuple[list[Prompt
 
 
 @torch.inference_mode()
-def reference(model: Model, prompts: Sequence[Prompt], cases: Sequence[tuple[int, int, torch.Tensor]]) -> np.ndarray:
+def reference(
+    model: Model, prompts: Sequence[Prompt], cases: Sequence[tuple[int, int, torch.Tensor]]
+) -> np.ndarray:
     """Mean log-probability of the answers by an ordinary forward pass on the CPU in float64: (cases, prompts).
 
     Args:
@@ -119,10 +150,14 @@ def reference(model: Model, prompts: Sequence[Prompt], cases: Sequence[tuple[int
     encoded = [split_answer(model, p) for p in prompts]
     ids = torch.tensor([row for _ in cases for row, _ in encoded])  # (C·P, T), cases outermost
     used, small_ids = ids.unique(return_inverse=True)
-    embed = copy.copy(model.decoder.embed_tokens)  # the same module over the few rows that are needed
+    embed = copy.copy(
+        model.decoder.embed_tokens
+    )  # the same module over the few rows that are needed
     weight = model.decoder.embed_tokens.weight.detach()[used.to(model.device)].cpu().double()
     embed._parameters = {"weight": torch.nn.Parameter(weight, requires_grad=False)}
-    embed._buffers = {k: b.cpu().to(model.dtype).double() for k, b in embed._buffers.items() if b is not None}
+    embed._buffers = {
+        k: b.cpu().to(model.dtype).double() for k, b in embed._buffers.items() if b is not None
+    }
     embed.padding_idx = None
     layers = torch.nn.ModuleList(
         _OnCPU(block, [(i * len(prompts), len(prompts), n, c.cpu().double()) for i, (at, n, c) in enumerate(cases)
@@ -130,8 +165,14 @@ def reference(model: Model, prompts: Sequence[Prompt], cases: Sequence[tuple[int
     )  # fmt: skip
     memo: dict[int, Any] = {id(model.decoder.embed_tokens): embed, id(model.layers): layers}
     decoder = copy.deepcopy(model.decoder, memo).cpu().double()  # in this order: MPS has no float64
-    hidden = decoder(input_ids=small_ids, use_cache=False).last_hidden_state  # (C·P, T, H), normalised
-    rows = [(row, at) for row, (tokens, start) in enumerate(encoded * len(cases)) for at in range(start, len(tokens))]
+    hidden = decoder(
+        input_ids=small_ids, use_cache=False
+    ).last_hidden_state  # (C·P, T, H), normalised
+    rows = [
+        (row, at)
+        for row, (tokens, start) in enumerate(encoded * len(cases))
+        for at in range(start, len(tokens))
+    ]
     row, at = torch.tensor(rows).T
     states = hidden[row, at - 1]  # (N, H): they predict the answers' tokens
     logits = _readouts(model, states)
@@ -144,7 +185,9 @@ def reference(model: Model, prompts: Sequence[Prompt], cases: Sequence[tuple[int
 class _OnCPU(torch.nn.Module):
     """A layer that copies itself to the CPU in float64 when it is called, with edited columns for some rows."""
 
-    def __init__(self, block: torch.nn.Module, edits: list[tuple[int, int, int, torch.Tensor]]) -> None:
+    def __init__(
+        self, block: torch.nn.Module, edits: list[tuple[int, int, int, torch.Tensor]]
+    ) -> None:
         super().__init__()
         self._source, self._edits = (block,), edits  # in a tuple, so that it is no submodule
 
@@ -170,7 +213,9 @@ class _OnCPU(torch.nn.Module):
         return out
 
 
-def _verdict(what: str, rows: int, difference: float, allowed: float, unit: str, model: Model) -> dict[str, Any]:
+def _verdict(
+    what: str, rows: int, difference: float, allowed: float, unit: str, model: Model
+) -> dict[str, Any]:
     if not difference <= allowed:  # NaN fails too
         raise RunError(
             f"{model.device} computes wrongly: the {what} of a sample differs by {difference:.3g} ({unit}) from the "
@@ -187,8 +232,8 @@ def selfcheck(config: Config) -> dict[str, Any]:
         ``device``, ``dtype``, ``why``, ``ok`` and ``checks``: each with name, shapes, the largest difference from the
         CPU, what is allowed, and whether it passed.
     """
+    from conceptvec.model.device import environment
     from conceptvec.model.network import load_model
-    from conceptvec.results import environment
 
     model = load_model(config)
     operations = _operations(model.device, model.dtype, max(REDUCED, model.intermediate_size))
@@ -206,7 +251,10 @@ Check = tuple[str, str, float, Callable[[], float]]
 def _try(name: str, shapes: str, allowed: float, measure: Callable[[], float]) -> dict[str, Any]:
     try:
         difference, problem = measure(), None
-    except (RuntimeError, TypeError) as error:  # includes RunError: an operation may also refuse to work
+    except (
+        RuntimeError,
+        TypeError,
+    ) as error:  # includes RunError: an operation may also refuse to work
         difference, problem = float("nan"), " ".join(str(error).split())[:300]
     return {"check": name, "shapes": shapes, "largest_difference": plain(difference), "allowed": allowed,
             "ok": bool(difference <= allowed), "problem": problem}  # fmt: skip
@@ -232,21 +280,34 @@ def _operations(device: torch.device, dtype: torch.dtype, longest: int) -> list[
         there = z.to(device)
         found, expected = there.topk(64, 1), z.topk(64, 1)
         tiles = there.view(3, -1, 256).amax(2).cpu()
-        same = torch.equal(found.indices.cpu(), expected.indices) and torch.equal(tiles, z.view(3, -1, 256).amax(2))
-        return 0.0 if same and torch.equal(there.gather(1, found.indices).cpu(), expected.values) else 1.0
+        same = torch.equal(found.indices.cpu(), expected.indices) and torch.equal(
+            tiles, z.view(3, -1, 256).amax(2)
+        )
+        return (
+            0.0
+            if same and torch.equal(there.gather(1, found.indices).cpu(), expected.values)
+            else 1.0
+        )
 
     def random_numbers() -> float:
         drawn = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
-        known = torch.tensor([-1.1258398, -1.1523602, -0.2505786])  # what seed 0 gives on every machine
+        known = torch.tensor(
+            [-1.1258398, -1.1523602, -0.2505786]
+        )  # what seed 0 gives on every machine
         moved = float((drawn.to(device).cpu() - drawn).abs().max())
-        return max(moved, 0.0 if torch.equal(drawn[:3], known) else float((drawn[:3] - known).abs().max()))
+        return max(
+            moved, 0.0 if torch.equal(drawn[:3], known) else float((drawn[:3] - known).abs().max())
+        )
 
     def wide() -> float:
         rows, x = draw(GEMMA_VOCABULARY, 64), draw(4, 64)
         projector = Projector(rows.to(device), torch.zeros(GEMMA_VOCABULARY, dtype=torch.bool), 50)
         top, values = (t.cpu() for t in projector(x.to(device))[:2])
         exact = x.double() @ rows.double().T
-        return max(_relative(values, exact.topk(50, 1).values), _relative(values, exact.gather(1, top.long())))
+        return max(
+            _relative(values, exact.topk(50, 1).values),
+            _relative(values, exact.gather(1, top.long())),
+        )
 
     def statistics() -> float:
         a, gathers = draw(5, 33, 300), [_Gather(300, torch.device("cpu")), _Gather(300, device)]
@@ -289,14 +350,33 @@ def _stages(model: Model, config: Config) -> list[Check]:
 
     def projection() -> float:
         projector, _, masked = make_projector(model, config.top_k)
-        small = Config(max_vectors=config.batch_size, batch_size=config.batch_size, fold=config.fold, seed=config.seed)
-        rows = [(p, i) for p in (project_layer(model, projector, n, small) for n in layers) for i in (0, -1)]
+        small = Config(
+            max_vectors=config.batch_size,
+            batch_size=config.batch_size,
+            fold=config.fold,
+            seed=config.seed,
+        )
+        rows = [
+            (p, i)
+            for p in (project_layer(model, projector, n, small) for n in layers)
+            for i in (0, -1)
+        ]
         return _readout_difference(model, rows, np.flatnonzero(~masked.numpy()), config.fold)
 
     def damage() -> float:
         return damage_agreement(model, config, layers)["largest_difference"]
 
     return [
-        ("projection of value vectors", f"{model.hidden_size} → {model.vocab_size}, both poles", READOUT, projection),
-        ("clean and damaged forward pass", f"layers {', '.join(map(str, layers))}; nats", NATS[model.dtype], damage),
+        (
+            "projection of value vectors",
+            f"{model.hidden_size} → {model.vocab_size}, both poles",
+            READOUT,
+            projection,
+        ),
+        (
+            "clean and damaged forward pass",
+            f"layers {', '.join(map(str, layers))}; nats",
+            NATS[model.dtype],
+            damage,
+        ),
     ]

@@ -59,10 +59,14 @@ def damages(
     out = []
     for draw in range(draws):
         key = np.random.SeedSequence([seed, layer, neuron, draw, 2]).generate_state(1, np.uint64)[0]
-        noise = torch.randn(len(vector), generator=torch.Generator().manual_seed(int(key >> np.uint64(1))))
+        noise = torch.randn(
+            len(vector), generator=torch.Generator().manual_seed(int(key >> np.uint64(1)))
+        )
         length = torch.linalg.vector_norm(noise)
         noise = (
-            noise * sigma if sigma is not None else noise / length * (ratio * torch.linalg.vector_norm(vector).cpu())
+            noise * sigma
+            if sigma is not None
+            else noise / length * (ratio * torch.linalg.vector_norm(vector).cpu())
         )
         out.append(Damage(neuron, 1.0, 0.0, noise.to(vector.device)))
     return out
@@ -80,9 +84,19 @@ def damaging(model: Model, damaged: Mapping[int, Sequence[Damage]]) -> Iterator[
             continue
         which = [d.neuron for d in some]
         directions = torch.stack([d.direction for d in some])
-        scale, shift = (directions.new_tensor([getattr(d, k) for d in some]) for k in ("scale", "shift"))
+        scale, shift = (
+            directions.new_tensor([getattr(d, k) for d in some]) for k in ("scale", "shift")
+        )
 
-        def add(_: Any, args: tuple, out: torch.Tensor, which=which, scale=scale, shift=shift, v=directions) -> Any:
+        def add(
+            _: Any,
+            args: tuple,
+            out: torch.Tensor,
+            which=which,
+            scale=scale,
+            shift=shift,
+            v=directions,
+        ) -> Any:
             return (out.float() + (args[0][..., which].float() * scale + shift) @ v).to(out.dtype)
 
         handles.append(model.layers[layer].mlp.down_proj.register_forward_hook(add))
@@ -95,7 +109,11 @@ def damaging(model: Model, damaged: Mapping[int, Sequence[Damage]]) -> Iterator[
 
 @torch.inference_mode()
 def continuation(
-    model: Model, text: str, damaged: Mapping[int, Sequence[Damage]], tokens: int, chat: bool = False
+    model: Model,
+    text: str,
+    damaged: Mapping[int, Sequence[Damage]],
+    tokens: int,
+    chat: bool = False,
 ) -> tuple[str, torch.Tensor]:
     """What the model writes after a text, greedily, under damages (layer → damages; none: clean).
 

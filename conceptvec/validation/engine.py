@@ -56,7 +56,11 @@ class Engine:
     """
 
     def __init__(
-        self, model: Model, prompts: Sequence[Prompt | tuple[list[int], int]], batch_size: int, chat: bool = False
+        self,
+        model: Model,
+        prompts: Sequence[Prompt | tuple[list[int], int]],
+        batch_size: int,
+        chat: bool = False,
     ) -> None:
         self.model, self.batch = model, Batch(batch_size, "rows of a forward pass")
         encoded = [p if isinstance(p, tuple) else split_answer(model, p, chat) for p in prompts]
@@ -66,7 +70,9 @@ class Engine:
         pad = [ids + [0] * (self.width + 1 - len(ids)) for ids, _ in encoded]
         self.ids = torch.tensor(pad, device=model.device)
         self._replay: dict[int, list[tuple[tuple, dict[str, Any]]]] = {}
-        self._stream: tuple[int, torch.Tensor] | None = None  # a layer and what enters it, all prompts (P, T, H)
+        self._stream: tuple[int, torch.Tensor] | None = (
+            None  # a layer and what enters it, all prompts (P, T, H)
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -79,7 +85,10 @@ class Engine:
             def catch(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
                 caught.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
 
-            handles = [layer.register_forward_pre_hook(catch, with_kwargs=True) for layer in self.model.layers]
+            handles = [
+                layer.register_forward_pre_hook(catch, with_kwargs=True)
+                for layer in self.model.layers
+            ]
             try:
                 self.model.decoder(input_ids=self.ids[:1, :width], use_cache=False)
             finally:
@@ -105,7 +114,9 @@ class Engine:
             handle.remove()
         return first[0]
 
-    def _run(self, hidden: torch.Tensor, first: int, last: int | None = None, check: bool = False) -> torch.Tensor:
+    def _run(
+        self, hidden: torch.Tensor, first: int, last: int | None = None, check: bool = False
+    ) -> torch.Tensor:
         """Run the layers from `first` to before `last` (default: all the rest) on states (R, T, H)."""
         arguments = self._arguments(hidden.shape[1])
         last = self.model.n_layers if last is None else last
@@ -117,7 +128,9 @@ class Engine:
                 check_finite(hidden, layer)
         return hidden
 
-    def _run_to_answers(self, hidden: torch.Tensor, first: int, prompts: np.ndarray) -> torch.Tensor:
+    def _run_to_answers(
+        self, hidden: torch.Tensor, first: int, prompts: np.ndarray
+    ) -> torch.Tensor:
         """Run the layers from `first` on and return the states that predict answers, one per token (N, H)."""
         row, at = self._predicting(prompts)
         self._arguments(hidden.shape[1])  # a forward pass of its own, before the hook
@@ -125,7 +138,9 @@ class Engine:
         if len(row) == len(prompts) and first < self.model.n_layers:
             # One answer position per row: the last MLP need see no other. What it writes is then broadcast over the
             # row's positions, right at the one that is read.
-            handle = self.model.layers[-1].mlp.register_forward_pre_hook(lambda _, args: (args[0][row, at][:, None],))
+            handle = self.model.layers[-1].mlp.register_forward_pre_hook(
+                lambda _, args: (args[0][row, at][:, None],)
+            )
         try:
             states = self._run(hidden, first)[row, at]
         finally:
@@ -138,7 +153,11 @@ class Engine:
 
     def _predicting(self, prompts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows and positions whose next token belongs to an answer, row by row: (N,), (N,)."""
-        found = [(i, at - 1) for i, p in enumerate(prompts) for at in range(self.starts[p], self.lengths[p])]
+        found = [
+            (i, at - 1)
+            for i, p in enumerate(prompts)
+            for at in range(self.starts[p], self.lengths[p])
+        ]
         row, at = torch.tensor(found, device=self.ids.device).T
         return row, at
 
@@ -155,7 +174,9 @@ class Engine:
 
     def _token_rows(self, prompts: np.ndarray) -> torch.Tensor:
         """Ids that a batch reads: (B, T)."""
-        return self.ids[torch.as_tensor(prompts, device=self.ids.device), : int(self.lengths[prompts].max()) - 1]
+        return self.ids[
+            torch.as_tensor(prompts, device=self.ids.device), : int(self.lengths[prompts].max()) - 1
+        ]
 
     @torch.inference_mode()
     def state(self, layer: int, neurons: Sequence[int]) -> State:
@@ -164,18 +185,27 @@ class Engine:
         What enters the layer is kept, so that a sweep over rising layers runs every layer once or twice.
         """
         model, block = self.model, self.model.layers[layer]
-        known, entering = self._stream if self._stream and self._stream[0] <= layer else (None, None)
+        known, entering = (
+            self._stream if self._stream and self._stream[0] <= layer else (None, None)
+        )
         own = torch.as_tensor(list(neurons), dtype=torch.long, device=model.device)
         kept: dict[str, torch.Tensor] = {}
         handles = [
-            getattr(block, model.family.mlp_norm).register_forward_pre_hook(lambda _, x: kept.update(residual=x[0])),
+            getattr(block, model.family.mlp_norm).register_forward_pre_hook(
+                lambda _, x: kept.update(residual=x[0])
+            ),
             block.mlp.register_forward_hook(lambda _, __, y: kept.update(mlp=y)),
         ]
         whole: dict[str, torch.Tensor] = {}
 
         def forward(batch: np.ndarray) -> None:
-            rows, width = torch.as_tensor(batch, device=model.device), int(self.lengths[batch].max()) - 1
-            hidden = self._embed(self._token_rows(batch)) if entering is None else entering[rows, :width]
+            rows, width = (
+                torch.as_tensor(batch, device=model.device),
+                int(self.lengths[batch].max()) - 1,
+            )
+            hidden = (
+                self._embed(self._token_rows(batch)) if entering is None else entering[rows, :width]
+            )
             kept["entering"] = self._run(hidden, known or 0, layer)
             self._run(kept["entering"], layer, layer + 1)
             for name, x in kept.items():
@@ -193,7 +223,13 @@ class Engine:
             check_finite(whole[name], layer)
         self._stream = (layer, whole["entering"])
         numbered = {int(n): i for i, n in enumerate(neurons)}
-        return State(layer, whole["residual"], whole["mlp"], numbered, whole["a"].permute(2, 0, 1).contiguous())
+        return State(
+            layer,
+            whole["residual"],
+            whole["mlp"],
+            numbered,
+            whole["a"].permute(2, 0, 1).contiguous(),
+        )
 
     @torch.inference_mode()
     def at_answers(self, layers: Sequence[int]) -> dict[int, np.ndarray]:
@@ -206,7 +242,9 @@ class Engine:
             self._arguments(hidden.shape[1])  # a forward pass of its own, before the hooks
 
             def use(layer: int, a: torch.Tensor) -> None:
-                out[layer][batch] = a[torch.arange(len(a), device=a.device), at].float().cpu().numpy()
+                out[layer][batch] = (
+                    a[torch.arange(len(a), device=a.device), at].float().cpu().numpy()
+                )
 
             with capturing(self.model, layers, use):
                 self._run(hidden, 0)
@@ -214,7 +252,9 @@ class Engine:
         self._map(np.arange(len(self)), forward)
         return out
 
-    def measure(self, state: State, damaged: Sequence[Damage], prompts: Sequence[int]) -> np.ndarray:
+    def measure(
+        self, state: State, damaged: Sequence[Damage], prompts: Sequence[int]
+    ) -> np.ndarray:
         """Answers' log-probabilities of all prompts under every damage: float64 (D, len(prompts)), nats per token."""
         pairs = np.array([(d, p) for d in range(len(damaged)) for p in prompts], int).reshape(-1, 2)
         return self.measure_pairs(state, damaged, pairs)[0].reshape(len(damaged), len(prompts))
@@ -240,7 +280,9 @@ class Engine:
         if not len(pairs):
             return out, divergence
         directions = torch.stack([d.direction for d in damaged])
-        scale, shift = (directions.new_tensor([getattr(d, k) for d in damaged]) for k in ("scale", "shift"))
+        scale, shift = (
+            directions.new_tensor([getattr(d, k) for d in damaged]) for k in ("scale", "shift")
+        )
         which = torch.tensor([state.neurons[d.neuron] for d in damaged], device=directions.device)
 
         def forward(batch: np.ndarray) -> None:
@@ -248,10 +290,14 @@ class Engine:
             width = int(self.lengths[pairs[batch, 1]].max()) - 1
             amount = scale[d, None] * state.activations[which[d], p, :width] + shift[d, None]
             mlp = state.mlp[p, :width]
-            mlp = torch.baddbmm(mlp.float(), amount[:, :, None], directions[d][:, None]).to(mlp.dtype)
+            mlp = torch.baddbmm(mlp.float(), amount[:, :, None], directions[d][:, None]).to(
+                mlp.dtype
+            )
             hidden = state.residual[p, :width] + self.model.mlp_written(state.layer, mlp)
             states = self._run_to_answers(hidden, state.layer + 1, pairs[batch, 1])
-            out[batch], _, divergence[batch] = self._answers(states, pairs[batch, 1], reference or {})
+            out[batch], _, divergence[batch] = self._answers(
+                states, pairs[batch, 1], reference or {}
+            )
 
         self._map(pairs[:, 1], forward)
         return out, divergence
@@ -263,7 +309,9 @@ class Engine:
         logp, rank = np.zeros(len(chosen)), np.zeros(len(chosen), int)
 
         def forward(batch: np.ndarray) -> None:
-            states = self._run_to_answers(self._embed(self._token_rows(chosen[batch])), 0, chosen[batch])
+            states = self._run_to_answers(
+                self._embed(self._token_rows(chosen[batch])), 0, chosen[batch]
+            )
             logp[batch], rank[batch], _ = self._answers(states, chosen[batch], {}, ranks=True)
 
         self._map(chosen, forward)
@@ -275,16 +323,24 @@ class Engine:
         chosen, out = np.asarray(prompts, int), {}
 
         def forward(batch: np.ndarray) -> None:
-            states = self._run_to_answers(self._embed(self._token_rows(chosen[batch])), 0, chosen[batch])
+            states = self._run_to_answers(
+                self._embed(self._token_rows(chosen[batch])), 0, chosen[batch]
+            )
             first = np.cumsum([0, *(self.lengths - self.starts)[chosen[batch]][:-1]])
-            rows = self.model.logits(states[torch.as_tensor(first, device=states.device)]).log_softmax(1)
+            rows = self.model.logits(
+                states[torch.as_tensor(first, device=states.device)]
+            ).log_softmax(1)
             out.update(zip(chosen[batch].tolist(), rows, strict=True))
 
         self._map(chosen, forward)
         return out
 
     def _answers(
-        self, states: torch.Tensor, prompts: np.ndarray, reference: Mapping[int, torch.Tensor], ranks: bool = False
+        self,
+        states: torch.Tensor,
+        prompts: np.ndarray,
+        reference: Mapping[int, torch.Tensor],
+        ranks: bool = False,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Per row: mean log-probability of the answer's tokens, their worst rank, divergence from the reference.
 
@@ -307,7 +363,10 @@ class Engine:
             if ranks:
                 np.maximum.at(worst, rows[span], (logits > own).sum(1).cpu().numpy() + 1)
             known = reference or {}
-            clean = [known.get(int(prompts[r])) if first[part + i] else None for i, r in enumerate(rows[span])]
+            clean = [
+                known.get(int(prompts[r])) if first[part + i] else None
+                for i, r in enumerate(rows[span])
+            ]
             if hit := [i for i, c in enumerate(clean) if c is not None]:
                 p = torch.stack([c for c in clean if c is not None])
                 kl = (p.exp() * (p - logits[hit] + normaliser[hit, None])).sum(1)
@@ -326,13 +385,18 @@ def split_answer(model: Model, prompt: Prompt, chat: bool = False) -> tuple[list
     Raises:
         RequestError: the prompt and its answer cannot be told apart in tokens, or are too long.
     """
-    before, ids = (model.encode(text, chat) for text in (prompt.prompt, prompt.prompt + prompt.answer))
+    before, ids = (
+        model.encode(text, chat) for text in (prompt.prompt, prompt.prompt + prompt.answer)
+    )
     if len(ids) > MAX_TOKENS:
         raise RequestError(
             f"the prompt {prompt.prompt[:40]!r}… has {len(ids)} tokens with its answer, expected at most {MAX_TOKENS}; "
             "shorten it"
         )
-    start = next((i for i, (x, y) in enumerate(zip(before, ids, strict=False)) if x != y), min(len(before), len(ids)))
+    start = next(
+        (i for i, (x, y) in enumerate(zip(before, ids, strict=False)) if x != y),
+        min(len(before), len(ids)),
+    )
     if start < 1 or start >= len(ids):
         raise RequestError(
             f"the answer {prompt.answer!r} adds no token to the prompt {prompt.prompt!r}; answers need a text of their "

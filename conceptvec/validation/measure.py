@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from conceptvec.config import Config
-from conceptvec.runfolder import Arrays, plain
+from conceptvec.runfolder import Arrays
+from conceptvec.text import plain
 from conceptvec.validation.damage import Damage, damages
 from conceptvec.validation.engine import Engine, State
 from conceptvec.validation.rule import hopeless
@@ -23,8 +24,13 @@ from conceptvec.validation.rule import hopeless
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
-KNOWN_RANK = 1000  # a prompt is left out where an answer token is not among the model's thousand likeliest
-UNRELATED, NEUTRAL = 60, 32  # control prompts per concept (over all other concepts), and for the divergence
+KNOWN_RANK = (
+    1000  # a prompt is left out where an answer token is not among the model's thousand likeliest
+)
+UNRELATED, NEUTRAL = (
+    60,
+    32,
+)  # control prompts per concept (over all other concepts), and for the divergence
 RATIOS = (0.5, 1.0, 2.0, 4.0)  # dose-response
 
 
@@ -40,7 +46,9 @@ class PromptTable:
     seed: int
 
     @classmethod
-    def build(cls, model: Model, config: Config, prompts: Mapping[str, Sequence[Any]]) -> PromptTable:
+    def build(
+        cls, model: Model, config: Config, prompts: Mapping[str, Sequence[Any]]
+    ) -> PromptTable:
         """Run every prompt clean and apply the rule: a hopeless answer is left out."""
         everything = [p for group in prompts.values() for p in group]
         groups, start = {}, 0
@@ -102,7 +110,9 @@ class PromptTable:
 class Experiment:
     """Measures units of work: caches one layer's state and the clean reference."""
 
-    def __init__(self, model: Model, config: Config, table: PromptTable, means: dict[int, np.ndarray]) -> None:
+    def __init__(
+        self, model: Model, config: Config, table: PromptTable, means: dict[int, np.ndarray]
+    ) -> None:
         self.model, self.config, self.table, self.means = model, config, table, means
         self.neutral = table.neutral()
         self.state = lru_cache(maxsize=1)(self._state)
@@ -124,7 +134,9 @@ class Experiment:
         """Clean distributions on the neutral prompts."""
         return self.table.engine.clean_distribution(self.neutral)
 
-    def damages(self, layer: int, neuron: int, kind: str, ratio: float | None = None) -> list[Damage]:
+    def damages(
+        self, layer: int, neuron: int, kind: str, ratio: float | None = None
+    ) -> list[Damage]:
         """The configured damages of one kind; `ratio` overrides the strength of the noise."""
         c = self.config
         return damages(
@@ -133,7 +145,11 @@ class Experiment:
         )  # fmt: skip
 
     def drops(
-        self, layer: int, neurons: tuple[int, ...], rows: Sequence[tuple[Damage, np.ndarray]], divergence: bool = False
+        self,
+        layer: int,
+        neurons: tuple[int, ...],
+        rows: Sequence[tuple[Damage, np.ndarray]],
+        divergence: bool = False,
     ) -> list[np.ndarray]:
         """What each damage costs on its own prompts, all rows in shared batches.
 
@@ -151,9 +167,14 @@ class Experiment:
         flat = np.concatenate([*pairs, np.zeros((0, 2), int)])
         reference = self.reference if divergence else None
         logp, kl = self.table.engine.measure_pairs(state, [d for d, _ in rows], flat, reference)
-        return np.split(kl if divergence else baseline[flat[:, 1]] - logp, np.cumsum([len(p) for p in pairs])[:-1])
+        return np.split(
+            kl if divergence else baseline[flat[:, 1]] - logp,
+            np.cumsum([len(p) for p in pairs])[:-1],
+        )
 
-    def null_unit(self, layer: int, neurons: tuple[int, ...], some: Sequence[int], prompts: list[int]) -> Arrays:
+    def null_unit(
+        self, layer: int, neurons: tuple[int, ...], some: Sequence[int], prompts: list[int]
+    ) -> Arrays:
         """Primary damage of `some` null neurons on all concept prompts: mean drop over the draws, (n, P)."""
         made = [self.damages(layer, n, self.config.damage[0]) for n in some]
         drops = self.drops(layer, neurons, [(d, np.array(prompts)) for m in made for d in m])
@@ -162,7 +183,11 @@ class Experiment:
         return {"drop": out, "cost": self.table.engine.cost(layer, prompts, len(drops))}
 
     def candidate_unit(
-        self, layer: int, neurons: tuple[int, ...], entries: Sequence[dict[str, Any]], stop: bool = True
+        self,
+        layer: int,
+        neurons: tuple[int, ...],
+        entries: Sequence[dict[str, Any]],
+        stop: bool = True,
     ) -> Arrays:
         """All kinds of damage of some candidates: drops (n, kinds, P), divergence (n, kinds), draws made (n,).
 
@@ -174,7 +199,10 @@ class Experiment:
         draws, stopped, cost = np.zeros(n, np.int32), np.zeros(n, bool), np.zeros((n, 2))
         made = [[self.damages(layer, e["neuron"], kind) for kind in kinds] for e in entries]
         mine = [np.array(self.table.concept(e["concept"]), int) for e in entries]
-        prompts = [np.append(m, self.table.unrelated(e["concept"])) for m, e in zip(mine, entries, strict=True)]
+        prompts = [
+            np.append(m, self.table.unrelated(e["concept"]))
+            for m, e in zip(mine, entries, strict=True)
+        ]
         some = [i for i in range(n) if 0 < len(mine[i]) < len(prompts[i])]
         look = [(i, k) for i in some for k in range(len(kinds))]
         found = self.drops(layer, neurons, [(made[i][k][0], prompts[i]) for i, k in look])
@@ -182,9 +210,13 @@ class Experiment:
             drop[i, k, prompts[i]] = values
             cost[i] += engine.cost(layer, prompts[i])
         for i in some:
-            others = [(row[mine[i]].mean(), row[prompts[i][len(mine[i]) :]].mean()) for row in drop[i, 1:]]
+            others = [
+                (row[mine[i]].mean(), row[prompts[i][len(mine[i]) :]].mean()) for row in drop[i, 1:]
+            ]
             stopped[i] = (
-                stop and len(kinds) > 1 and hopeless(entries[i]["firing_share"], [(c, c - u) for c, u in others])
+                stop
+                and len(kinds) > 1
+                and hopeless(entries[i]["firing_share"], [(c, c - u) for c, u in others])
             )
             draws[i] = 1 if stopped[i] else len(made[i][0])
         on = [i for i in some if not stopped[i]]
@@ -195,16 +227,22 @@ class Experiment:
             cost[i] += engine.cost(layer, prompts[i])
         drop[:, 0] /= np.maximum(draws, 1)[:, None]
         every = [(i, k, d) for i in on for k, m in enumerate(made[i]) for d in m]
-        found = self.drops(layer, neurons, [(d, np.array(self.neutral, int)) for *_, d in every], divergence=True)
+        found = self.drops(
+            layer, neurons, [(d, np.array(self.neutral, int)) for *_, d in every], divergence=True
+        )
         for i, k in {(i, k) for i, k, _ in every} if self.neutral else ():
-            kl[i, k] = np.mean([x.mean() for (a, b, _), x in zip(every, found, strict=True) if (a, b) == (i, k)])
+            kl[i, k] = np.mean(
+                [x.mean() for (a, b, _), x in zip(every, found, strict=True) if (a, b) == (i, k)]
+            )
         for i, *_ in every:
             cost[i] += engine.cost(layer, self.neutral)
         return {"drop": drop, "kl": kl, "draws": draws, "stopped": stopped, "cost": cost}
 
     def dose_unit(self, layer: int, entry: dict[str, Any]) -> Arrays:
         """Noise of growing strength on one neuron: drops (ratios, P) averaged over the draws."""
-        prompts = np.array(self.table.concept(entry["concept"]) + self.table.unrelated(entry["concept"]))
+        prompts = np.array(
+            self.table.concept(entry["concept"]) + self.table.unrelated(entry["concept"])
+        )
         rows = [d for r in RATIOS for d in self.damages(layer, entry["neuron"], "noise", r)]
         out = np.full((len(RATIOS), len(self.table.engine)), np.nan)
         found = self.drops(layer, (entry["neuron"],), [(d, prompts) for d in rows])

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from conceptvec.runfolder import Parts, Task, part_name, plain
+from conceptvec.runfolder import Parts, Task, part_name
+from conceptvec.text import plain
 from conceptvec.validation import statistics as stats
 from conceptvec.validation.measure import Experiment, PromptTable
 from conceptvec.validation.rule import EFFECT_FLOOR, FIRING_SHARE, MAX_Q, SPECIFICITY
@@ -47,7 +48,12 @@ def selectivity(drops: np.ndarray, table: PromptTable, concept: str) -> dict[str
     on_concept = drops[:, mine].mean(1) if mine else nothing
     elsewhere = drops[:, others].mean(1) if others else nothing
     t = stats.welch_t(drops[:, mine], drops[:, others]) if mine and others else nothing
-    return {"concept_drop": on_concept, "unrelated_drop": elsewhere, "selectivity": on_concept - elsewhere, "t": t}
+    return {
+        "concept_drop": on_concept,
+        "unrelated_drop": elsewhere,
+        "selectivity": on_concept - elsewhere,
+        "t": t,
+    }
 
 
 class Likeness:
@@ -65,14 +71,19 @@ class Likeness:
         for layer, a in at_end.items():
             norms = torch.linalg.vector_norm(model.value_vectors(layer).float(), dim=1)
             self.norms[layer] = _log(norms.cpu().numpy())  # (I,)
-            groups = [np.abs(a[mine]).mean(0) if (mine := table.concept(n)) else 0 * a[0] for n in self.names]
+            groups = [
+                np.abs(a[mine]).mean(0) if (mine := table.concept(n)) else 0 * a[0]
+                for n in self.names
+            ]
             self.strength[layer] = _log(np.stack(groups))  # (C, I)
 
     def distance(self, concept: str, layer: int, neuron: int, other: int) -> np.ndarray:
         """How far all neurons of the layer `other` are from a neuron, as the concept's prompts see them: (I,)."""
         c = self.names.index(concept)
         mean = self.strength[layer][c, neuron]
-        return np.hypot(self.norms[other] - self.norms[layer][neuron], self.strength[other][c] - mean)
+        return np.hypot(
+            self.norms[other] - self.norms[layer][neuron], self.strength[other][c] - mean
+        )
 
 
 def _log(x: np.ndarray) -> np.ndarray:
@@ -101,7 +112,9 @@ def choose_nulls(
             distance = like.distance(e["concept"], e["layer"], e["neuron"], layer)
             best = np.argsort(distance, kind="stable")[: n + 1]
             ranked += [(layer != e["layer"], distance[j], layer, int(j)) for j in best]
-        queues.append([(x[2], x[3]) for x in sorted(ranked) if (e["concept"], x[2], x[3]) not in own])
+        queues.append(
+            [(x[2], x[3]) for x in sorted(ranked) if (e["concept"], x[2], x[3]) not in own]
+        )
     chosen: dict[tuple[int, int], None] = {}
     for turn in range(max(map(len, queues), default=0)):
         for queue in queues:
@@ -111,7 +124,11 @@ def choose_nulls(
 
 
 def measure_nulls(
-    experiment: Experiment, entries: Sequence[Entry], like: Likeness, parts: Parts, everywhere: bool = False
+    experiment: Experiment,
+    entries: Sequence[Entry],
+    like: Likeness,
+    parts: Parts,
+    everywhere: bool = False,
 ) -> Nulls:
     """Choose the null neurons and damage them.
 
@@ -126,20 +143,28 @@ def measure_nulls(
     # What does not fire is not tested, so it needs no nulls of its own.
     matched = [e for e in entries if e["firing_share"] >= FIRING_SHARE]
     keys = choose_nulls(entries, matched, like, experiment.config.nulls)
-    prompts = table.controls(table.concepts if everywhere else sorted({e["concept"] for e in matched}))
+    prompts = table.controls(
+        table.concepts if everywhere else sorted({e["concept"] for e in matched})
+    )
     tasks: list[Task] = []
     for layer in sorted({layer for layer, _ in keys}):
         mine = tuple(j for at, j in keys if at == layer)
         for u, start in enumerate(range(0, len(mine), NULLS_PER_UNIT)):
             some = mine[start : start + NULLS_PER_UNIT]
-            compute = lambda layer=layer, mine=mine, some=some: experiment.null_unit(layer, mine, some, prompts)
-            tasks.append((part_name(f"validation/L{layer:02d}_nulls_{u:03d}", some, prompts), compute))
+            compute = lambda layer=layer, mine=mine, some=some: experiment.null_unit(
+                layer, mine, some, prompts
+            )
+            tasks.append(
+                (part_name(f"validation/L{layer:02d}_nulls_{u:03d}", some, prompts), compute)
+            )
     done = parts.map(tasks, "Stage 3: damaging null neurons", "unit") if tasks else []
     drops = np.concatenate([d["drop"] for d in done]) if done else np.zeros((0, len(table.engine)))
     return Nulls(keys, drops, sum((d["cost"] for d in done), np.zeros(2)))
 
 
-def calibration(nulls: Nulls, table: PromptTable, entries: Sequence[Entry], seed: int) -> dict[str, Any]:
+def calibration(
+    nulls: Nulls, table: PromptTable, entries: Sequence[Entry], seed: int
+) -> dict[str, Any]:
     """How many null neurons pass the rule's tests on the primary damage, each counted once.
 
     Each null is given one concept, in turn (none that it is a candidate of), and compared with the other nulls.
@@ -155,7 +180,10 @@ def calibration(nulls: Nulls, table: PromptTable, entries: Sequence[Entry], seed
         name = free[i % len(free)]
         point = {k: float(v[i]) for k, v in values[name].items()}
         rng = np.random.default_rng([seed, layer, neuron, 7])
-        concept, unrelated = nulls.drops[i][table.concept(name)], nulls.drops[i][table.unrelated(name)]
+        concept, unrelated = (
+            nulls.drops[i][table.concept(name)],
+            nulls.drops[i][table.unrelated(name)],
+        )
         p_null = stats.null_p(point["t"], np.delete(values[name]["t"], i))
         p.append(max(p_null, stats.permutation_p(concept, unrelated, rng)))
         low, _ = stats.bootstrap_selectivity(concept, unrelated, rng)

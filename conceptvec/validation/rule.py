@@ -9,7 +9,9 @@ SPECIFICITY = 0.5  # largest unrelated drop, as a share of the concept drop
 MAX_Q = 0.05  # false discovery rate
 AGREEING_KINDS = 2  # damage kinds that must show the effect
 MIN_CONCEPT_PROMPTS, MIN_UNRELATED_PROMPTS = 8, 16  # fewer known prompts are inconclusive
-FIRING_SHARE = 0.25  # part of the concept's prompts on which the neuron must fire with the pole's sign
+FIRING_SHARE = (
+    0.25  # part of the concept's prompts on which the neuron must fire with the pole's sign
+)
 INACTIVE = "does not fire with its pole's sign"
 VERDICTS = ("validated", "not_specific", "no_effect", "inactive", "inconclusive")
 
@@ -38,7 +40,8 @@ def verdict(entry: dict[str, Any]) -> tuple[str, list[str]]:
         },
         "not_specific": {
             "interval of the selectivity reaches zero": entry["ci95"][0] > 0,
-            "unrelated drop too large": entry["unrelated_drop"] <= SPECIFICITY * entry["concept_drop"],
+            "unrelated drop too large": entry["unrelated_drop"]
+            <= SPECIFICITY * entry["concept_drop"],
             "q over 0.05": entry["q_value"] <= MAX_Q,
         },
     }
@@ -72,4 +75,6 @@ def hopeless(fires: float, other_kinds: list[tuple[float, float]]) -> bool:
     True where the neuron is inactive, or where none of the other kinds (concept drop, selectivity), already measured in
     full, agrees: two kinds then cannot. Stopping there changes no verdict of `validated`.
     """
-    return fires < FIRING_SHARE or not any(agrees(drop, selectivity) for drop, selectivity in other_kinds)
+    return fires < FIRING_SHARE or not any(
+        agrees(drop, selectivity) for drop, selectivity in other_kinds
+    )

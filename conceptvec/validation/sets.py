@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conceptvec.runfolder import Arrays, Parts, Task, part_name, plain
+from conceptvec.runfolder import Arrays, Parts, Task, part_name
+from conceptvec.text import plain
 from conceptvec.validation import statistics as stats
 from conceptvec.validation.damage import Damage, continuation, damaging
 from conceptvec.validation.measure import Experiment
@@ -25,13 +26,25 @@ from conceptvec.validation.nulls import Likeness
 if TYPE_CHECKING:
     from conceptvec.concepts import Prompt
 
-SET_SIZE, RANDOM_SETS, ALIKE = 10, 39, 20  # vectors in a set; with 39 random sets the smallest p is 0.025
-SHOWN, NEW_TOKENS, AMPLIFY = 12, 10, 4.0  # vectors continued, tokens written, extra writes of an amplified vector
+SET_SIZE, RANDOM_SETS, ALIKE = (
+    10,
+    39,
+    20,
+)  # vectors in a set; with 39 random sets the smallest p is 0.025
+SHOWN, NEW_TOKENS, AMPLIFY = (
+    12,
+    10,
+    4.0,
+)  # vectors continued, tokens written, extra writes of an amplified vector
 Entry = dict[str, Any]
 
 
 def measure_sets(
-    experiment: Experiment, entries: Sequence[Entry], drops: Sequence[np.ndarray], like: Likeness, parts: Parts
+    experiment: Experiment,
+    entries: Sequence[Entry],
+    drops: Sequence[np.ndarray],
+    like: Likeness,
+    parts: Parts,
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Damage each concept's best vectors together (primary damage, its first draw), and random sets like them.
 
@@ -65,7 +78,13 @@ def measure_sets(
         taken = {(e["layer"], e["neuron"]) for e, _ in own}
         sets = [best, *(_random_set(best, taken, like, name, rng) for _ in range(RANDOM_SETS))]
         prompts = mine[1::2] + others[1::2]
-        about.append({"concept": name, "vectors": [[layer, neuron] for layer, neuron in best], "n": len(mine[1::2])})
+        about.append(
+            {
+                "concept": name,
+                "vectors": [[layer, neuron] for layer, neuron in best],
+                "n": len(mine[1::2]),
+            }
+        )
         tasks.append((
             part_name(f"validation/set_{c:02d}", sets, prompts),
             lambda sets=sets, prompts=prompts: _set_unit(experiment, sets, prompts),
@@ -87,18 +106,26 @@ def measure_sets(
 
 
 def _random_set(
-    best: Sequence[tuple[int, int]], taken: set[tuple[int, int]], like: Likeness, concept: str, rng: np.random.Generator
+    best: Sequence[tuple[int, int]],
+    taken: set[tuple[int, int]],
+    like: Likeness,
+    concept: str,
+    rng: np.random.Generator,
 ) -> list[tuple[int, int]]:
     """For each neuron of `best` a random one among the free ones of its layer that are most like it; each once."""
     out: list[tuple[int, int]] = []
     for layer, neuron in best:
         order = np.argsort(like.distance(concept, layer, neuron, layer), kind="stable")
-        free = [j for j in order.tolist() if (layer, j) not in taken and (layer, j) not in out][:ALIKE]
+        free = [j for j in order.tolist() if (layer, j) not in taken and (layer, j) not in out][
+            :ALIKE
+        ]
         out += [(layer, int(rng.choice(free)))] if free else []
     return out
 
 
-def _set_unit(experiment: Experiment, sets: Sequence[Sequence[tuple[int, int]]], prompts: list[int]) -> Arrays:
+def _set_unit(
+    experiment: Experiment, sets: Sequence[Sequence[tuple[int, int]]], prompts: list[int]
+) -> Arrays:
     """What the damage of whole sets costs on the prompts: (sets, prompts)."""
     engine, kind = experiment.table.engine, experiment.config.damage[0]
     clean = engine.clean(prompts)[0]
@@ -113,7 +140,10 @@ def _set_unit(experiment: Experiment, sets: Sequence[Sequence[tuple[int, int]]],
 
 
 def add_continuations(
-    experiment: Experiment, entries: Sequence[Entry], prompts: Mapping[str, Sequence[Prompt]], parts: Parts
+    experiment: Experiment,
+    entries: Sequence[Entry],
+    prompts: Mapping[str, Sequence[Prompt]],
+    parts: Parts,
 ) -> None:
     """Give the best validated entries of every concept, in turn, the model's own continuations.
 
@@ -146,7 +176,10 @@ def add_continuations(
         return {"continuations_json": found}
 
     tasks: list[Task] = [
-        (part_name(f"validation/text_{e['id']}", e["concept"], e["hardest_prompt"]), lambda e=e: unit(e))
+        (
+            part_name(f"validation/text_{e['id']}", e["concept"], e["hardest_prompt"]),
+            lambda e=e: unit(e),
+        )
         for e in chosen
     ]
     done = parts.map(tasks, "Stage 3: continuations", "vector") if tasks else []

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from conceptvec.config import Config
-from conceptvec.results import Results
-from conceptvec.runfolder import Arrays, Parts, Task, part_name, plain
+from conceptvec.runfolder import Arrays, Parts, Task, part_name
 from conceptvec.scoring.stage import Scored
+from conceptvec.text import plain
 from conceptvec.validation import statistics as stats
 from conceptvec.validation.measure import RATIOS, Experiment, PromptTable
-from conceptvec.validation.nulls import Entry, Likeness, Nulls, calibration, measure_nulls, selectivity
+from conceptvec.validation.nulls import (
+    Entry,
+    Likeness,
+    Nulls,
+    calibration,
+    measure_nulls,
+    selectivity,
+)
 from conceptvec.validation.rule import VERDICTS, untestable, verdict
 from conceptvec.validation.sets import add_continuations, measure_sets
 
@@ -25,7 +33,32 @@ if TYPE_CHECKING:
 CANDIDATES_PER_UNIT = 8
 
 
-def validate(scored: Scored, model: Model, config: Config, parts: Parts | None = None) -> Results:
+@dataclass(frozen=True)
+class Validation:
+    """What Stage 3 found.
+
+    Attributes:
+        entries: one dict per tested candidate, best first.
+        table: the prompts of the run.
+        calibration: what the null neurons gave.
+        cost: layer-tokens replayed, positions unembedded.
+        agreement: of a sample of damaged passes with the CPU.
+        sets: the concepts' best vectors damaged together.
+        seconds: that it took.
+    """
+
+    entries: list[dict[str, Any]]
+    table: PromptTable
+    calibration: dict[str, Any]
+    cost: np.ndarray
+    agreement: dict[str, Any]
+    sets: list[dict[str, Any]]
+    seconds: float
+
+
+def damage_candidates(
+    scored: Scored, model: Model, config: Config, parts: Parts | None = None
+) -> Validation:
     """Stage 3 on every concept candidate whose concept has prompts.
 
     Args:
@@ -35,7 +68,7 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
         parts: keeps finished parts (a `store.RunFolder`).
 
     Returns:
-        the results of the whole run.
+        the judged candidates and the nulls.
 
     Raises:
         RunError: a forward pass gives NaN or infinity, or a sample of damaged passes does not agree with the CPU.
@@ -67,19 +100,21 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
     for e in entries:
         mine = table.concept(e["concept"])
         if e["validated"]:
-            e["hardest_prompt"] = table.groups[e["concept"]].index(mine[int(primary[e["id"]][mine].argmax())])
+            e["hardest_prompt"] = table.groups[e["concept"]].index(
+                mine[int(primary[e["id"]][mine].argmax())]
+            )
     add_continuations(experiment, entries, prompts, parts)
-    cost = sum((m["cost"] for m in measured), nulls.cost + cost) + _dose_response(experiment, entries, parts)
-    results = Results.build(
-        model, config, scored, table, entries, calibration(nulls, table, entries, config.seed), cost
+    cost = sum((m["cost"] for m in measured), nulls.cost + cost) + _dose_response(
+        experiment, entries, parts
     )
-    results["agreement"]["damage"] = checked
-    results["concept_sets"] = sets
-    results["timings"]["validation"] = round(time.perf_counter() - start, 3)
-    return results
+    nulls_gave = calibration(nulls, table, entries, config.seed)
+    seconds = round(time.perf_counter() - start, 3)
+    return Validation(entries, table, nulls_gave, cost, checked, sets, seconds)
 
 
-def firing(e: Entry, activations: Activations, table: PromptTable, at_end: dict[int, np.ndarray]) -> float:
+def firing(
+    e: Entry, activations: Activations, table: PromptTable, at_end: dict[int, np.ndarray]
+) -> float:
     """Share of the concept's known prompts that make the neuron fire, with the pole's sign, at the predicting token."""
     mine = table.concept(e["concept"])
     if not mine:
@@ -94,21 +129,33 @@ def measure(experiment: Experiment, entries: Sequence[Entry], parts: Parts) -> l
     table, tasks = experiment.table, list[Task]()
     where: dict[int, tuple[int, int]] = {}
     for layer in sorted({e["layer"] for e in entries}):
-        mine = sorted((i for i, e in enumerate(entries) if e["layer"] == layer), key=lambda i: entries[i]["id"])
+        mine = sorted(
+            (i for i, e in enumerate(entries) if e["layer"] == layer),
+            key=lambda i: entries[i]["id"],
+        )
         neurons = tuple(sorted({entries[i]["neuron"] for i in mine}))
         for start in range(0, len(mine), CANDIDATES_PER_UNIT):
             unit = mine[start : start + CANDIDATES_PER_UNIT]
             where |= {i: (len(tasks), row) for row, i in enumerate(unit)}
             some = [entries[i] for i in unit]
-            about = [(e["id"], e["concept"], e["firing_share"], table.controls([e["concept"]])) for e in some]
-            name = part_name(f"validation/L{layer:02d}_candidates_{start // CANDIDATES_PER_UNIT:03d}", about)
-            compute = lambda layer=layer, neurons=neurons, some=some: experiment.candidate_unit(layer, neurons, some)
+            about = [
+                (e["id"], e["concept"], e["firing_share"], table.controls([e["concept"]]))
+                for e in some
+            ]
+            name = part_name(
+                f"validation/L{layer:02d}_candidates_{start // CANDIDATES_PER_UNIT:03d}", about
+            )
+            compute = lambda layer=layer, neurons=neurons, some=some: experiment.candidate_unit(
+                layer, neurons, some
+            )
             tasks.append((name, compute))
     done = parts.map(tasks, "Stage 3: damaging candidates", "unit") if tasks else []
     return [{k: v[where[i][1]] for k, v in done[where[i][0]].items()} for i in range(len(entries))]
 
 
-def judge(entries: Sequence[Entry], measured: Sequence[Arrays], nulls: Nulls, experiment: Experiment) -> None:
+def judge(
+    entries: Sequence[Entry], measured: Sequence[Arrays], nulls: Nulls, experiment: Experiment
+) -> None:
     """Fill every entry with its statistics and verdict.
 
     p is the larger of two: against the null neurons, and of a label permutation. q is Benjamini-Hochberg over all
@@ -123,12 +170,15 @@ def judge(entries: Sequence[Entry], measured: Sequence[Arrays], nulls: Nulls, ex
         e["draws"], e["stopped_early"] = int(m["draws"]), bool(m["stopped"])
         values = selectivity(m["drop"], table, e["concept"])
         e["damage"] = {
-            kind: {k: plain(v[i]) for k, v in values.items() if k != "t"} | {"neutral_kl": plain(m["kl"][i])}
+            kind: {k: plain(v[i]) for k, v in values.items() if k != "t"}
+            | {"neutral_kl": plain(m["kl"][i])}
             for i, kind in enumerate(kinds)
         }
         e |= e["damage"][kinds[0]]
         concept, unrelated = m["drop"][0][mine], m["drop"][0][others]
-        e["split_half"] = [plain(half.mean()) if len(half) else None for half in (concept[::2], concept[1::2])]
+        e["split_half"] = [
+            plain(half.mean()) if len(half) else None for half in (concept[::2], concept[1::2])
+        ]
         e |= {"ci95": [None, None], "p_value": None, "p_null": None, "p_labels": None, "n_nulls": 0}
         rng = np.random.default_rng([seed, e["layer"], e["neuron"], int(e["pole"] == "+"), 5])
         if len(concept) and len(unrelated):
@@ -140,7 +190,12 @@ def judge(entries: Sequence[Entry], measured: Sequence[Arrays], nulls: Nulls, ex
         p_null = stats.null_p(float(stats.welch_t(concept, unrelated)), null)
         p_labels = stats.permutation_p(concept, unrelated, rng)
         p = 1.0 if e["stopped_early"] else max(p_null, p_labels)
-        e |= {"p_value": plain(p), "p_null": plain(p_null), "p_labels": plain(p_labels), "n_nulls": len(null)}
+        e |= {
+            "p_value": plain(p),
+            "p_null": plain(p_null),
+            "p_labels": plain(p_labels),
+            "n_nulls": len(null),
+        }
     tested = [e for e in entries if e["p_value"] is not None]
     q = stats.benjamini_hochberg(np.array([e["p_value"] for e in tested]))
     for e in entries:
@@ -163,6 +218,7 @@ def _dose_response(experiment: Experiment, entries: Sequence[Entry], parts: Part
     for e, arrays in zip(some, done, strict=True):
         values = selectivity(arrays["drop"], experiment.table, e["concept"])
         e["dose_response"] = [
-            {"ratio": ratio} | {k: plain(v[i]) for k, v in values.items() if k != "t"} for i, ratio in enumerate(RATIOS)
+            {"ratio": ratio} | {k: plain(v[i]) for k, v in values.items() if k != "t"}
+            for i, ratio in enumerate(RATIOS)
         ]
     return sum((arrays["cost"] for arrays in done), np.zeros(2))

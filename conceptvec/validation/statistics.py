@@ -23,7 +23,9 @@ def welch_t(concept: np.ndarray, unrelated: np.ndarray) -> np.ndarray:
     over the prompts makes them comparable, so that nulls of all layers can be pooled.
     """
     difference = concept.mean(-1) - unrelated.mean(-1)
-    squared = sum(x.var(-1, ddof=min(1, x.shape[-1] - 1)) / x.shape[-1] for x in (concept, unrelated))
+    squared = sum(
+        x.var(-1, ddof=min(1, x.shape[-1] - 1)) / x.shape[-1] for x in (concept, unrelated)
+    )
     return difference / np.sqrt(np.maximum(squared, 1e-18))
 
 

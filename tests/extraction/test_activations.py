@@ -43,12 +43,16 @@ def test_statistics_equal_brute_force(tiny, config, tmp_path) -> None:
     config = replace(config, corpus=str(corpus))
     layers = [1, 3]
     found = corpus_activations(tiny, config, layers)
-    prompts = [p.prompt + p.answer for group in load_concepts(None).prompts().values() for p in group]
+    prompts = [
+        p.prompt + p.answer for group in load_concepts(None).prompts().values() for p in group
+    ]
     texts = CORPUS + prompts
     seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     with capturing(tiny, layers, lambda layer, a: seen[layer].append(a[0, 1:].clone())):
         for text in texts:
-            tiny.decoder(input_ids=torch.tensor([tiny.encode(text)[: act.MAX_TOKENS]]), use_cache=False)
+            tiny.decoder(
+                input_ids=torch.tensor([tiny.encode(text)[: act.MAX_TOKENS]]), use_cache=False
+            )
     for layer in layers:
         a = torch.cat(seen[layer]).double().numpy()  # (positions, I)
         assert found.positions == len(a)
@@ -60,7 +64,9 @@ def test_statistics_equal_brute_force(tiny, config, tmp_path) -> None:
         assert 0 < found.firing_rate[layer].mean() < 1
         for neuron in (0, 13):
             peaks = sorted((float(x[:, neuron].abs().max()) for x in seen[layer]), reverse=True)
-            assert np.allclose(np.abs(found.context_values[layer][neuron]), peaks[: act.CONTEXTS], atol=1e-5)
+            assert np.allclose(
+                np.abs(found.context_values[layer][neuron]), peaks[: act.CONTEXTS], atol=1e-5
+            )
             for value, (passage, at) in zip(
                 found.context_values[layer][neuron], found.context_at[layer][neuron], strict=True
             ):

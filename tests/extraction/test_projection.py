@@ -25,7 +25,9 @@ from conceptvec.model.memory import Batch
 from conceptvec.show.display import bench_table
 from conceptvec.tools import bench
 
-needs_kernels = pytest.mark.skipif(compiled.library() is None, reason="no g++ on Linux: no compiled kernels")
+needs_kernels = pytest.mark.skipif(
+    compiled.library() is None, reason="no g++ on Linux: no compiled kernels"
+)
 COMPILED = st.booleans() if compiled.library() else st.just(False)
 
 
@@ -35,7 +37,9 @@ def true_values(rows: torch.Tensor, d: torch.Tensor) -> np.ndarray:
     return np.array([math.fsum(p) for p in products.tolist()]).astype(np.float32)
 
 
-def check(found, rows: torch.Tensor, d: torch.Tensor, masked: torch.Tensor, k: int, moments: bool = True) -> None:
+def check(
+    found, rows: torch.Tensor, d: torch.Tensor, masked: torch.Tensor, k: int, moments: bool = True
+) -> None:
     shown = torch.nonzero(~masked).flatten().numpy()
     k = min(k, len(shown))
     for i in range(len(d)):
@@ -55,8 +59,12 @@ def check(found, rows: torch.Tensor, d: torch.Tensor, masked: torch.Tensor, k: i
     assert np.allclose(found.mean, z.mean(0), atol=1e-5 * np.abs(z).max() + 1e-9)
     assert np.allclose(found.variance, variance, rtol=1e-4, atol=1e-9)
     ok = variance > 1e-6
-    assert np.allclose(found.skew[ok], ((c**3).mean(0)[ok] / variance[ok] ** 1.5), rtol=1e-3, atol=1e-3)
-    assert np.allclose(found.kurtosis[ok], ((c**4).mean(0)[ok] / variance[ok] ** 2 - 3), rtol=1e-3, atol=1e-3)
+    assert np.allclose(
+        found.skew[ok], ((c**3).mean(0)[ok] / variance[ok] ** 1.5), rtol=1e-3, atol=1e-3
+    )
+    assert np.allclose(
+        found.kurtosis[ok], ((c**4).mean(0)[ok] / variance[ok] ** 2 - 3), rtol=1e-3, atol=1e-3
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,7 +87,9 @@ def test_equals_brute_force(
     rows, d = draw(vocabulary, hidden).to(stored), draw(n, hidden)
     mask = torch.rand(vocabulary, generator=rng) < masked
     mask[seed % vocabulary] = False
-    found = Projector(rows, mask, k, precision=precision, columns=columns, compiled=compiled)(d, batch)
+    found = Projector(rows, mask, k, precision=precision, columns=columns, compiled=compiled)(
+        d, batch
+    )
     check(found, rows.float(), d, mask, k, moments=precision is torch.float32)
 
 
@@ -88,20 +98,33 @@ def test_does_not_depend_on_batch_chunks_or_threads() -> None:
     rows, d = torch.randn(3000, 96), torch.randn(37, 96)
     mask = torch.rand(3000) < 0.1
     before, seen = torch.get_num_threads(), []
-    choices = [(1, 1, 8192), (1, 5, 1024), (1, 37, 128), (1, 200, 8192), (2, 37, 8192), (2, 5, 1024)]
+    choices = [
+        (1, 1, 8192),
+        (1, 5, 1024),
+        (1, 37, 128),
+        (1, 200, 8192),
+        (2, 37, 8192),
+        (2, 5, 1024),
+    ]
     kinds = [False, True] if compiled.library() else [False]
     try:
         for threads, batch, columns in choices:
             torch.set_num_threads(threads)
             for precision, kind in itertools.product((torch.float32, torch.bfloat16), kinds):
-                seen.append(Projector(rows, mask, 50, precision=precision, columns=columns, compiled=kind)(d, batch))
+                seen.append(
+                    Projector(rows, mask, 50, precision=precision, columns=columns, compiled=kind)(
+                        d, batch
+                    )
+                )
     finally:
         torch.set_num_threads(before)
     for other in seen[1:]:
         for a, b in zip(seen[0][:4], other[:4], strict=True):
             assert torch.equal(a, b)
         for a, b in zip(seen[0][4:], other[4:], strict=True):
-            assert torch.allclose(a, b, rtol=1e-2, atol=1e-2)  # moments of a bfloat16 product are approximate
+            assert torch.allclose(
+                a, b, rtol=1e-2, atol=1e-2
+            )  # moments of a bfloat16 product are approximate
     check(seen[0], rows, d, mask, 50)
 
 
@@ -125,7 +148,9 @@ def test_adversarial_near_ties_fall_back_and_are_counted(gap, repeated, full, ki
     check(projector(d), rows, d, mask, 50, moments=False)
     assert projector.fallbacks.tolist() == [repeated, full]
     hopeful = (rows.bfloat16() @ d.bfloat16().T).float().flatten().topk(50).indices
-    assert set(true_values(rows, d[0]).argsort()[-50:]) != set(hopeful.tolist())  # what the check is for
+    assert set(true_values(rows, d[0]).argsort()[-50:]) != set(
+        hopeful.tolist()
+    )  # what the check is for
 
 
 def test_ordinary_rows_do_not_fall_back() -> None:
@@ -214,7 +239,9 @@ def test_the_compiled_scan_is_pytorchs(tokens, n, keep, columns, dtype, ties, se
         assert ((off <= 1e-5 * powers.abs().sum(0) + 1e-9) | powers.sum(0).isnan()).all()
         assert torch.equal(scan.sums.T.isnan(), powers.sum(0).isnan())
     (_, plain), (ids, values) = (scan.best() for scan in scans)
-    clean = slice(1 if seed % 5 == 0 else 0, None)  # with NaN among them, fewer may be left: such rows are not safe
+    clean = slice(
+        1 if seed % 5 == 0 else 0, None
+    )  # with NaN among them, fewer may be left: such rows are not safe
     assert torch.equal(plain[:, clean], values[:, clean])
     for pole, sign in ((0, 1), (1, -1)):
         assert torch.equal(z.float().T.gather(1, ids[pole])[clean] * sign, values[pole][clean])
@@ -225,21 +252,28 @@ def test_the_compiled_scan_is_pytorchs(tokens, n, keep, columns, dtype, ties, se
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("hidden", [1, 31, 32, 100])
 def test_compiled_dots_are_exact(dtype, hidden) -> None:
-    matrix, d = torch.randint(-9, 9, (50, hidden)).to(dtype), torch.randint(-9, 9, (7, hidden)).float()
+    matrix, d = (
+        torch.randint(-9, 9, (50, hidden)).to(dtype),
+        torch.randint(-9, 9, (7, hidden)).float(),
+    )
     ids = torch.randint(0, 50, (7, 20))
     assert torch.equal(compiled.compiled_dots(matrix, ids, d), dots(matrix, ids, d))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernels are built on Linux alone")
 @pytest.mark.parametrize("compiler", ["none", "broken", "silent", "locked"])
-def test_without_a_build_the_projection_is_pytorchs(compiler, monkeypatch, tmp_path, caplog) -> None:
+def test_without_a_build_the_projection_is_pytorchs(
+    compiler, monkeypatch, tmp_path, caplog
+) -> None:
     """No g++, one that fails, or a cache that can't be written: said once, and nothing else changes."""
     broken = tmp_path / "g++"
     words = "" if compiler == "silent" else "echo bad source >&2; "
     broken.write_text(f"#!/bin/sh\n[ $1 = --version ] || {{ {words}exit 1; }}\n")
     broken.chmod(0o755)
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("file" if compiler == "locked" else "cache")))
+    monkeypatch.setenv(
+        "XDG_CACHE_HOME", str(tmp_path / ("file" if compiler == "locked" else "cache"))
+    )
     monkeypatch.setattr(shutil, "which", lambda _: None if compiler == "none" else str(broken))
     monkeypatch.setattr(projection, "LARGE", 0)
     compiled.library.cache_clear()
@@ -263,14 +297,19 @@ def test_processes_build_at_once(tmp_path, monkeypatch) -> None:
     (built,) = (tmp_path / "conceptvec").iterdir()
     assert built.suffix == ".so"
     built.write_bytes(b"no library")  # is built anew
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0 and built.stat().st_size > 10_000
+    assert (
+        subprocess.run([sys.executable, "-c", program]).returncode == 0
+        and built.stat().st_size > 10_000
+    )
 
 
 def test_the_bench_compares_every_variant_there_is(monkeypatch, capsys) -> None:
     for name, value in (("VOCABULARY", 3000), ("HIDDEN", 32), ("REPEATS", 2)):
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(projection, "LARGE", 0)
-    assert main(["bench", "--device", "cpu", "--parts", "projection", "--vectors", "7", "--json"]) == 0
+    assert (
+        main(["bench", "--device", "cpu", "--parts", "projection", "--vectors", "7", "--json"]) == 0
+    )
     found = json.loads(capsys.readouterr().out)["projection"]
     variants = [found, *(found[name] for name in ("float32", "plain") if name in found)]
     assert ("plain" in found) == found["compiled"] == (compiled.library() is not None)
@@ -278,7 +317,9 @@ def test_the_bench_compares_every_variant_there_is(monkeypatch, capsys) -> None:
     for v in variants:
         assert v["ratio_to_gemm"] == v["seconds_ours"] / v["seconds_gemm"] > 0
         assert v["full_scale_seconds"] == pytest.approx(v["seconds_ours"] / 7 * 26 * 6912)
-        assert v["speedup_over_naive"] == pytest.approx(found["seconds_naive"] * 14 / v["seconds_ours"])
+        assert v["speedup_over_naive"] == pytest.approx(
+            found["seconds_naive"] * 14 / v["seconds_ours"]
+        )
     assert bench_table({"projection": found}).count("ratio_to_gemm") == len(variants)
 
 

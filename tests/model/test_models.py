@@ -26,7 +26,8 @@ KNOWN = [f for f in FAMILIES if f in transformers.models.auto.configuration_auto
 
 
 @pytest.mark.parametrize(
-    "family", [f for f in FAMILIES if f in transformers.models.auto.configuration_auto.CONFIG_MAPPING]
+    "family",
+    [f for f in FAMILIES if f in transformers.models.auto.configuration_auto.CONFIG_MAPPING],
 )
 def test_saved_and_loaded(family: str, tmp_path: Path) -> None:
     """A family's own checkpoint gives the model that was saved: same logits, same fingerprint, dimensions as built."""
@@ -61,7 +62,10 @@ def test_precision_policy(monkeypatch, tmp_path, caplog) -> None:
         found, reason = choose_dtype("auto", cuda)
         assert found == dtype and why in reason
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert choose_dtype("bfloat16", cuda) == (torch.bfloat16, "asked for, though this GPU only emulates bfloat16")
+    assert choose_dtype("bfloat16", cuda) == (
+        torch.bfloat16,
+        "asked for, though this GPU only emulates bfloat16",
+    )
     assert choose_dtype("auto", cpu)[0] == choose_dtype("auto", mps)[0] == torch.float32
     with caplog.at_level(logging.INFO, "conceptvec"):
         load_model(Config(device="cpu"))
@@ -115,7 +119,9 @@ def failing_at(limit: int, error: Exception):
 def test_batches_halve(error: Exception, caplog) -> None:
     batch = Batch(50, "value vectors")
     assert sum(batch.map(103, failing_at(7, error)), []) == list(range(103))
-    assert batch.size == 6 and "going on with 25 instead of 50 value vectors at a time" in caplog.text
+    assert (
+        batch.size == 6 and "going on with 25 instead of 50 value vectors at a time" in caplog.text
+    )
     with pytest.raises(RunError, match="out of memory with one of the value vectors at a time"):
         batch.map(5, failing_at(0, error))
 
@@ -157,7 +163,9 @@ def test_stage_1_and_3_go_on_with_half_a_batch(tiny, monkeypatch, caplog) -> Non
 
     expected = measured()
     decoder = type(tiny.decoder)
-    monkeypatch.setattr(decoder, "forward", once(decoder.forward, 2))  # in the middle of Engine.state
+    monkeypatch.setattr(
+        decoder, "forward", once(decoder.forward, 2)
+    )  # in the middle of Engine.state
     monkeypatch.setattr(Engine, "_answers", once(Engine._answers, 2))
     assert np.abs(measured() - expected).max() < 1e-5
     assert caplog.text.count("out of memory: going on with") == 3

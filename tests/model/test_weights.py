@@ -23,7 +23,9 @@ CASES = [
 ]  # fmt: skip
 
 
-def saved(folder: Path, family: str, shard: str, changes: dict, dtype: torch.dtype = torch.float32) -> str:
+def saved(
+    folder: Path, family: str, shard: str, changes: dict, dtype: torch.dtype = torch.float32
+) -> str:
     make_hf(family, **changes).to(dtype).save_pretrained(folder, max_shard_size=shard)
     make_tokenizer().save_pretrained(folder)
     return str(folder)
@@ -31,7 +33,9 @@ def saved(folder: Path, family: str, shard: str, changes: dict, dtype: torch.dty
 
 @pytest.mark.parametrize(("family", "shard", "changes"), CASES)
 def test_streaming_equals_the_loaded_model(family, shard, changes, tmp_path) -> None:
-    config = Config(model=saved(tmp_path, family, shard, changes), device="cpu", max_vectors=None, top_k=9)
+    config = Config(
+        model=saved(tmp_path, family, shard, changes), device="cpu", max_vectors=None, top_k=9
+    )
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard != "10GB")
     weights, model = load_weights(config), load_model(config)
     assert weights.facts() == model.facts()  # the fingerprint among them
@@ -81,15 +85,23 @@ def test_stage_1_alone_loads_no_model_and_is_resumed_by_a_full_run(tmp_path, mon
         stages=(1,), top_k=9,
     )  # fmt: skip
     with monkeypatch.context() as patch:
-        patch.setattr("conceptvec.model.network.load_model", lambda config: pytest.fail("the model was loaded"))
+        patch.setattr(
+            "conceptvec.model.network.load_model",
+            lambda config: pytest.fail("the model was loaded"),
+        )
         document = run(config)
     assert document["pipeline_stats"]["total_candidates"] == 4 * 24
     assert document["pipeline_stats"]["filtered_candidates"] is None
     assert not (tmp_path / "run" / "activations.safetensors").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("conceptvec.extraction.stage.project_layer", lambda *a: pytest.fail("projected again"))
+        patch.setattr(
+            "conceptvec.extraction.stage.project_layer", lambda *a: pytest.fail("projected again")
+        )
         run(Config(**{**config.resolved(), "stages": (1, 2)}))
-    assert "activations.safetensors" in json.loads((tmp_path / "run" / "manifest.json").read_text())["parts"]
+    assert (
+        "activations.safetensors"
+        in json.loads((tmp_path / "run" / "manifest.json").read_text())["parts"]
+    )
 
 
 def test_a_folder_without_safetensors_is_a_bad_request(tmp_path) -> None:

@@ -25,7 +25,9 @@ from conceptvec.scoring import words
 
 CONCEPTS = load_concepts(None, with_prompts=False)
 LEXICON = lex.Lexicon.build(CONCEPTS)
-LISTS = json.loads(Path(__file__).parents[1].joinpath("stage2_lists.json").read_text(encoding="utf-8"))
+LISTS = json.loads(
+    Path(__file__).parents[1].joinpath("stage2_lists.json").read_text(encoding="utf-8")
+)
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "labelled_token_lists.json"
 LABELLED = Path(os.environ.get("CONCEPTVEC_LABELLED_LISTS", SHARED))
 # Function words, sub-word pieces, code: nothing of any concept.
@@ -58,19 +60,41 @@ def test_normalise(token: str, word: str) -> None:
 
 def test_digits_of_all_scripts_are_one_word_and_variants_collapse() -> None:
     assert {words.lemma(words.normalise(t)) for t in ("8", "₈", "⁸", "८", "٨", "８")} == {"8"}
-    assert len({words.lemma(words.normalise(t)) for t in ("tax", "Tax", " TAX", "taxes", "▁taxed")}) == 1
+    assert (
+        len({words.lemma(words.normalise(t)) for t in ("tax", "Tax", " TAX", "taxes", "▁taxed")})
+        == 1
+    )
     assert words.lemma("!") == words.lemma("x") == words.lemma("") == ""
     assert words.lemma("狗") == "狗"
 
 
 @pytest.mark.parametrize(
-    "numeral", ["7", "100", "1,000", "3rd", "21st", "½", "Ⅷ", "viii", "xiv", "२५", "٣", "二十", "第三", "三百", "50%"]
+    "numeral",
+    [
+        "7",
+        "100",
+        "1,000",
+        "3rd",
+        "21st",
+        "½",
+        "Ⅷ",
+        "viii",
+        "xiv",
+        "२५",
+        "٣",
+        "二十",
+        "第三",
+        "三百",
+        "50%",
+    ],
 )
 def test_numerals(numeral: str) -> None:
     assert words.is_numeral(words.normalise(numeral))
 
 
-@pytest.mark.parametrize("not_one", ["1984", "2023", "x", "i", "xxx", "mix", "一个人", "covid19", ""])
+@pytest.mark.parametrize(
+    "not_one", ["1984", "2023", "x", "i", "xxx", "mix", "一个人", "covid19", ""]
+)
 def test_no_numerals(not_one: str) -> None:
     assert not words.is_numeral(not_one)
 
@@ -127,7 +151,9 @@ def test_a_word_of_two_concepts_counts_for_neither() -> None:
 
 
 def test_capitals_count_half_unless_all_are() -> None:
-    assert [LEXICON.find(t)[2] for t in (" penguins", " Penguins", " PENGUINS", " January", " Hund")] == [
+    assert [
+        LEXICON.find(t)[2] for t in (" penguins", " Penguins", " PENGUINS", " January", " Hund")
+    ] == [
         1,
         0.5,
         1,
@@ -216,7 +242,9 @@ def held_out(seed: int) -> tuple[ConceptSet, dict[str, list[str]]]:
     kept, pools = [], {}
     for concept in CONCEPTS.concepts:
         out = {w for some in concept.words.values() for w in some if rng.random() < 0.1}
-        left = {code: tuple(w for w in some if w not in out) for code, some in concept.words.items()}
+        left = {
+            code: tuple(w for w in some if w not in out) for code, some in concept.words.items()
+        }
         kept.append(Concept(concept.name, left, concept.homographs, concept.proper))
         clear = [w for some in left.values() for w in some if w not in concept.homographs]
         pools[concept.name] = [*sorted(out - concept.homographs), *rng.sample(clear, 3 * len(out))]
@@ -249,7 +277,9 @@ def test_the_length_of_a_list_decides_nothing(k: int) -> None:
     assert right / total >= 0.97
 
 
-def stratified(rng: random.Random, known: list[str], unknown: list[str], per_ten: tuple[int, int], n: int) -> list[str]:
+def stratified(
+    rng: random.Random, known: list[str], unknown: list[str], per_ten: tuple[int, int], n: int
+) -> list[str]:
     """Tokens of which every ten hold so many known and unknown words of a concept; the rest is junk."""
     known, unknown = rng.sample(known, len(known)), rng.sample(unknown, len(unknown))
     made: list[str] = []
@@ -282,7 +312,9 @@ def test_truncation_and_continuation_flip_no_list(seed: int, name: str) -> None:
 def test_labelled_lists_of_real_vectors(record_property: Any) -> None:
     """The hand-labelled development lists: at most 1 % false concepts, at least 80 % of the true ones."""
     if not LABELLED.is_file():
-        pytest.skip(f"no labelled lists at {LABELLED}; set CONCEPTVEC_LABELLED_LISTS to the file's path")
+        pytest.skip(
+            f"no labelled lists at {LABELLED}; set CONCEPTVEC_LABELLED_LISTS to the file's path"
+        )
     false = negatives = right = positives = 0
     for item in json.loads(LABELLED.read_text(encoding="utf-8"))["items"]:
         kind, found = item["label"].split(":")[0], scored(item["tokens"])["concept"]
@@ -314,7 +346,10 @@ def test_lists_in_many_languages(name: str) -> None:
 
 def test_the_five_answers_without_a_model() -> None:
     assert scored([" tax", "Tax", "taxes", " TAX", "taxed", " taxing"])["concept"] == "lexical"
-    assert scored([" dog", " red", " cat", " blue", " horse", " purple", " wolf", " pink"])["concept"] == "mixed"
+    assert (
+        scored([" dog", " red", " cat", " blue", " horse", " purple", " wolf", " pink"])["concept"]
+        == "mixed"
+    )
     assert scored(["tion", "ment", "foo", "()"])["concept"] == "none"
     assert scored([]) == scored(["!", ""]) | {"components": scored([])["components"]}
     assert scored([])["concept"] == "none"
@@ -338,10 +373,14 @@ def test_the_command_is_quick_and_loads_no_torch() -> None:
     used = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8"
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout).keys() == {"concept", "score", "components"}
-    print(f"score-tokens: {min(used):.2f} s of processor time at least, median {statistics.median(used):.2f} s")
+    print(
+        f"score-tokens: {min(used):.2f} s of processor time at least, median {statistics.median(used):.2f} s"
+    )
     assert min(used) < 0.5  # processor time: the wall clock of a busy machine says nothing

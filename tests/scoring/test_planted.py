@@ -14,7 +14,9 @@ from conceptvec.results import VOLATILE, Results
 from conceptvec.validation.measure import Experiment
 from tests.conftest import ANIMALS, COLORS, WORDS, make_hf, make_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # figures of two concepts
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:constrained_layout not applied"
+)  # figures of two concepts
 LAYER, NEURON = 1, 7
 
 
@@ -25,7 +27,9 @@ def plant(hf) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for words in (ANIMALS, COLORS):
-            embedding[[ids["▁" + w] for w in words]] += 0.2 * torch.randn(embedding.shape[1], generator=generator)
+            embedding[[ids["▁" + w] for w in words]] += 0.2 * torch.randn(
+                embedding.shape[1], generator=generator
+            )
         rows = [ids["▁" + w] for w in ANIMALS]
         concept = embedding[rows].mean(0) - embedding.mean(0)
         scale = (1 + hf.get_decoder().norm.weight) * (1 + layer.post_feedforward_layernorm.weight)
@@ -43,12 +47,16 @@ def concepts() -> dict:
 
     def prompts(words: list[str], trigger: str) -> list[dict[str, str]]:
         return [
-            {"prompt": f"{WORDS[i]} {WORDS[i + 50]} {trigger}", "answer": f" {words[i % len(words)]}"}
+            {
+                "prompt": f"{WORDS[i]} {WORDS[i + 50]} {trigger}",
+                "answer": f" {words[i % len(words)]}",
+            }
             for i in range(2 * len(words))
         ]
 
     neutral = [
-        {"prompt": f"{WORDS[i]} {WORDS[i + 30]} {WORDS[i + 60]}", "answer": f" {WORDS[i + 90]}"} for i in range(40)
+        {"prompt": f"{WORDS[i]} {WORDS[i + 30]} {WORDS[i + 60]}", "answer": f" {WORDS[i + 90]}"}
+        for i in range(40)
     ]
     return {
         "concepts": {
@@ -77,16 +85,24 @@ def run(tmp_path: Path, planted: bool) -> Results:
 
 def test_planted_neuron_is_found_labelled_and_validated(tmp_path: Path) -> None:
     entry = run(tmp_path, planted=True)["validation_results"][0]
-    assert (entry["id"], entry["concept"], entry["verdict"]) == (f"L{LAYER:02d}_N{NEURON:04d}+", "animals", "validated")
+    assert (entry["id"], entry["concept"], entry["verdict"]) == (
+        f"L{LAYER:02d}_N{NEURON:04d}+",
+        "animals",
+        "validated",
+    )
     assert entry["concept_drop"] > 0.3 > 0.1 > abs(entry["unrelated_drop"])
     assert sum(t.strip() in ANIMALS for t, _ in entry["top_tokens"]) == len(ANIMALS)
 
 
 def test_without_planting_the_neuron_is_nothing(tmp_path: Path) -> None:
-    assert all(e["neuron"] != NEURON or e["layer"] != LAYER for e in run(tmp_path, planted=False).validated)
+    assert all(
+        e["neuron"] != NEURON or e["layer"] != LAYER for e in run(tmp_path, planted=False).validated
+    )
 
 
-def test_interrupted_stage_3_resumes_to_the_identical_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_stage_3_resumes_to_the_identical_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = run(tmp_path, planted=True)
     whole_parts = sorted(p.name for p in (tmp_path / "run" / "validation").iterdir())
     shutil.rmtree(tmp_path / "run")
@@ -104,7 +120,9 @@ def test_interrupted_stage_3_resumes_to_the_identical_result(tmp_path: Path, mon
     kept = {p.name for p in (tmp_path / "run" / "validation").iterdir()}
     assert sum("nulls" in name for name in kept) == 2  # every finished unit is on disk
     again = []
-    monkeypatch.setattr(Experiment, "null_unit", lambda self, *a: again.append((a[0], a[2])) or unit(self, *a))
+    monkeypatch.setattr(
+        Experiment, "null_unit", lambda self, *a: again.append((a[0], a[2])) or unit(self, *a)
+    )
     resumed = run(tmp_path, planted=True)
     assert again and not set(map(str, again)) & set(map(str, measured))  # nothing is measured twice
     assert sorted(p.name for p in (tmp_path / "run" / "validation").iterdir()) == whole_parts

@@ -19,7 +19,6 @@ from conceptvec.model.network import FAMILIES, Model
 from conceptvec.results import Results, check
 from conceptvec.scoring import stage as scoring
 from conceptvec.tools.bench_scoring import bench_scoring
-
 from tests.conftest import ANIMALS, COLORS
 
 CONCEPTS = load_concepts(None, with_prompts=False)
@@ -47,7 +46,9 @@ def planted(spread: float = 0.5) -> tuple[list[str], np.ndarray]:
 
 def make_scorer(concepts: ConceptSet = CONCEPTS) -> scoring.Scorer:
     tokens, rows = planted()
-    return scoring.Scorer(tokens, np.zeros(len(tokens), bool), torch.tensor(rows, dtype=torch.float32), concepts, 0.75)
+    return scoring.Scorer(
+        tokens, np.zeros(len(tokens), bool), torch.tensor(rows, dtype=torch.float32), concepts, 0.75
+    )
 
 
 def ids_of(words: list[str]) -> np.ndarray:
@@ -75,12 +76,16 @@ def test_the_answers() -> None:
     assert answer(scorer, ANIMALS[:4] + COLORS[:4])[0] == "mixed"
 
 
-TWO = ConceptSet((Concept("animals", {"en": tuple(ANIMALS)}), Concept("colors", {"en": tuple(COLORS)})), ())
+TWO = ConceptSet(
+    (Concept("animals", {"en": tuple(ANIMALS)}), Concept("colors", {"en": tuple(COLORS)})), ()
+)
 
 
 def test_unlisted_neighbours_raise_the_share_and_never_the_count() -> None:
     scorer = make_scorer(TWO)
-    near = [w for w in UNLISTED[10:15] if scorer.soft[ids_of([w])] == 0]  # as near as half of the animals are
+    near = [
+        w for w in UNLISTED[10:15] if scorer.soft[ids_of([w])] == 0
+    ]  # as near as half of the animals are
     assert near
     assert (scorer.soft[ids_of(UNLISTED[20:])] == -1).all()
     assert answer(scorer, near + UNLISTED[20:25])[2]["words"] == 0
@@ -154,14 +159,24 @@ def random_demo(intermediate: int = 100, seed: int = 0) -> Model:
         for p in hf.parameters():
             if p.ndim == 2:
                 p.normal_()
-    return Model(hf.eval(), tokenizer, "random", None, FAMILIES["gemma3_text"], torch.device("cpu"), torch.float32)
+    return Model(
+        hf.eval(),
+        tokenizer,
+        "random",
+        None,
+        FAMILIES["gemma3_text"],
+        torch.device("cpu"),
+        torch.float32,
+    )
 
 
 def test_random_weights_find_nothing() -> None:
     """At most 1 % of the poles of a random model reach the threshold, in the vocabulary of the demo."""
     model, config = random_demo(), cv.Config(device="cpu", max_vectors=None)
     projector, texts, masked = make_projector(model, config.top_k)
-    scorer = scoring.Scorer(texts, masked.numpy(), model.unembedding, CONCEPTS, config.score_threshold)
+    scorer = scoring.Scorer(
+        texts, masked.numpy(), model.unembedding, CONCEPTS, config.score_threshold
+    )
     reached = poles = 0
     for layer in range(model.n_layers):
         p = project_layer(model, projector, layer, config)
@@ -190,7 +205,9 @@ def test_the_null_is_counted_per_layer_and_everything_is_in_the_results(demo: An
     document = Results.partial(model, config, candidates, scored)
     check(document, "the results")
     assert sum(scored.labels.values()) == 2 * scored.filtered
-    assert len(document["untested_candidates"]) == document["pipeline_stats"]["concept_candidates"] > 0
+    assert (
+        len(document["untested_candidates"]) == document["pipeline_stats"]["concept_candidates"] > 0
+    )
     for e in document["untested_candidates"]:
         assert e["score"] >= config.score_threshold
         assert e["score_components"].keys() == {

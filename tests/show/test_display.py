@@ -23,7 +23,9 @@ def test_terminal_text_has_no_control_characters() -> None:
     shown = display.table(document())
     assert all(ch.isprintable() or ch == "\n" for ch in shown)
     assert "2 validated vectors in 2 of 3 concepts" in shown and "not specific" in shown
-    assert repr(Results(document())).startswith("<i>model</i> on cpu in float32: 64 neurons examined")
+    assert repr(Results(document())).startswith(
+        "<i>model</i> on cpu in float32: 64 neurons examined"
+    )
 
 
 def test_cell_html_is_escaped() -> None:
@@ -33,7 +35,13 @@ def test_cell_html_is_escaped() -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [display.number(x, 2) for x in (None, 0.0, -0.001, -0.2, 1.239)] == ["–", "0.00", "0.00", "-0.20", "1.24"]
+    assert [display.number(x, 2) for x in (None, 0.0, -0.001, -0.2, 1.239)] == [
+        "–",
+        "0.00",
+        "0.00",
+        "-0.20",
+        "1.24",
+    ]
 
 
 def test_stages_show_themselves(tiny: Model, config: Config) -> None:
@@ -87,20 +95,26 @@ def test_explorer_filters_searches_and_shows_a_card() -> None:
     assert "Continue the text" not in control
 
 
-def test_explorer_reads_a_run_folder_and_needs_widgets(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explorer_reads_a_run_folder_and_needs_widgets(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Results(document()).save(tmp_path / "concept_vector_results_cpu.json")
     assert len(listing(cv.explore(tmp_path)).options) == 6
     assert cv.explore(document([])).children[1].value == "nothing matches"
     real = builtins.__import__
     monkeypatch.setattr(
-        builtins, "__import__", lambda name, *a: exec("raise ImportError") if name == "ipywidgets" else real(name, *a)
+        builtins,
+        "__import__",
+        lambda name, *a: exec("raise ImportError") if name == "ipywidgets" else real(name, *a),
     )
     with pytest.raises(RequestError, match="pip install ipywidgets"):
         cv.explore(document())
 
 
 def test_explorer_continues_a_text_with_the_vector_changed(tiny: Model) -> None:
-    found = document([entry(0, activation=entry(0)["activation"] | {"contexts": [["the zoo »dog« and", 1.0]]})])
+    found = document(
+        [entry(0, activation=entry(0)["activation"] | {"contexts": [["the zoo »dog« and", 1.0]]})]
+    )
     with pytest.raises(RequestError, match="other weights"):
         cv.explore(found, tiny)
     found["model"]["fingerprint"] = tiny.fingerprint
@@ -120,7 +134,9 @@ def test_a_continuation_is_that_of_an_edited_model(tiny: Model) -> None:
     """Removing a vector in the explorer gives what the model says with that column of its weights set to zero."""
     e, text = entry(2), "dog cat horse w3"
     layer, neuron = e["layer"], e["neuron"]
-    said = lambda *change: continuation(tiny, text, {layer: explorer.changes(tiny, e, *change) if change else []}, 5)
+    said = lambda *change: continuation(
+        tiny, text, {layer: explorer.changes(tiny, e, *change) if change else []}, 5
+    )
     clean, removed, amplified = said(), said("remove it", 0, 0), said("amplify it", 7.0, 0)
     weight = tiny.layers[layer].mlp.down_proj.weight
     column = weight[:, neuron].clone()

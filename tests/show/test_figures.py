@@ -37,7 +37,11 @@ def test_figures_show_the_documents_numbers() -> None:
     shown = texts(figures.concept_distribution(document()))
     assert "1 of 3" in shown and "n = 6" in shown and "n = 2" in shown
     shown = texts(figures.drops(document()))
-    assert "validated (n = 2)" in shown and "null neurons (n = 2)" in shown and "inconclusive" not in shown
+    assert (
+        "validated (n = 2)" in shown
+        and "null neurons (n = 2)" in shown
+        and "inconclusive" not in shown
+    )
     shown = texts(figures.layer_by_concept(document()))
     assert "2 validated of 6 tested" in shown and "1/2" in shown
     assert "threshold 0.75" in texts(figures.score_distribution(document()))
@@ -45,7 +49,9 @@ def test_figures_show_the_documents_numbers() -> None:
 
 def test_drops_are_where_the_document_says() -> None:
     axes = figures.drops(document()).axes[0]
-    points = {tuple(p) for c in axes.collections for p in getattr(c, "get_offsets", list)().tolist()}
+    points = {
+        tuple(p) for c in axes.collections for p in getattr(c, "get_offsets", list)().tolist()
+    }
     for e in document()["validation_results"][:5]:
         assert (e["unrelated_drop"], e["concept_drop"]) in points
     assert (0.9, 0.6) in points  # a null neuron far out is inside the axes
@@ -54,7 +60,9 @@ def test_drops_are_where_the_document_says() -> None:
 
 def test_a_card_shows_both_poles_of_the_vector_asked_for() -> None:
     shown = texts(figures.vector_card(document(), "L01_N0001-"))
-    assert "L01_N0001-" in shown and "only1" in shown and "dog" in shown and "n = 30 concept" in shown
+    assert (
+        "L01_N0001-" in shown and "only1" in shown and "dog" in shown and "n = 30 concept" in shown
+    )
     with pytest.raises(ValueError, match="L09_N0000"):
         figures.vector_card(document(), "L09_N0000+")
 

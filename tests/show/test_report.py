@@ -18,7 +18,9 @@ from conceptvec.results import Results
 from conceptvec.show import figures
 from tests.documents import HOSTILE, document, entry
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 class Page(HTMLParser):
@@ -50,12 +52,19 @@ def test_report_loads_nothing(text: str) -> None:
     for tag, attrs in page.tags:
         assert tag not in ("link", "iframe", "object", "base"), tag
         assert all(
-            (attrs.get(k) or "data:").startswith("data:image/png;base64,"[: len("data:")]) for k in ("src", "href")
+            (attrs.get(k) or "data:").startswith("data:image/png;base64,"[: len("data:")])
+            for k in ("src", "href")
         )
         assert not [k for k in attrs if k.startswith("on")]
     outside = re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.S)
-    assert "http" not in outside.replace("http-equiv", "") and "url(" not in outside and "@import" not in outside
-    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert (
+        "http" not in outside.replace("http-equiv", "")
+        and "url(" not in outside
+        and "@import" not in outside
+    )
+    policy = next(
+        a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy and policy.startswith("default-src 'none'")
 
 
@@ -86,7 +95,9 @@ def test_vocabulary_text_stays_text(text: str) -> None:
 
 
 def test_optional_fields_are_shown_and_nothing_is_needed(tmp_path: Path) -> None:
-    full = document([entry(0, continuations=[{"prompt": "The dog", "clean": " barks", "damaged": " is"}])])
+    full = document(
+        [entry(0, continuations=[{"prompt": "The dog", "clean": " barks", "damaged": " is"}])]
+    )
     full["concept_sets"] = [
         {
             "concept": "animals",
@@ -99,8 +110,17 @@ def test_optional_fields_are_shown_and_nothing_is_needed(tmp_path: Path) -> None
     assert "Sets damaged together" in page.texts and "1.25" in page.texts
     assert "2" in page.texts and "-0.5 … 0 … 0.25" in page.texts
     bare = document([])
-    bare |= {"score_histogram": {}, "candidate_distribution": {}, "concept_distribution": {}, "null_calibration": {}}
-    bare["pipeline_stats"] |= {"tested_vectors": None, "validated_vectors": None, "concept_candidates": None}
+    bare |= {
+        "score_histogram": {},
+        "candidate_distribution": {},
+        "concept_distribution": {},
+        "null_calibration": {},
+    }
+    bare["pipeline_stats"] |= {
+        "tested_vectors": None,
+        "validated_vectors": None,
+        "concept_candidates": None,
+    }
     page = Page(Results(bare).to_html(tmp_path / "b.html").read_text("utf-8"))
     assert any(t.startswith("Stage 1 only") for t in page.texts)
 
@@ -108,7 +128,9 @@ def test_optional_fields_are_shown_and_nothing_is_needed(tmp_path: Path) -> None
 def test_report_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Results(document([])).save(tmp_path / "concept_vector_results_cpu.json")
     assert cli.main(["report", str(tmp_path)]) == 0
-    assert (tmp_path / "report.html").is_file() and str(tmp_path / "report.html") in capsys.readouterr().out
+    assert (tmp_path / "report.html").is_file() and str(
+        tmp_path / "report.html"
+    ) in capsys.readouterr().out
     assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "new" / "x.html")]) == 0
     assert (tmp_path / "new" / "x.html").is_file()
     assert cli.main(["report", str(tmp_path / "nothing")]) == 2
@@ -135,14 +157,18 @@ document.body.textContent = "RESULT" + JSON.stringify(done) + "END";
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_report_in_a_browser(text: str, tmp_path: Path) -> None:
     """Search, sorting and cards in headless Chromium, driven by a script added to the page."""
-    (tmp_path / "page.html").write_text(text.replace("</body>", f"<script>{{{DRIVE}}}</script></body>"), "utf-8")
+    (tmp_path / "page.html").write_text(
+        text.replace("</body>", f"<script>{{{DRIVE}}}</script></body>"), "utf-8"
+    )
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
     out = subprocess.run(
         [str(CHROMIUM), *options, "--dump-dom", (tmp_path / "page.html").as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     ).stdout  # fmt: skip
-    found: list[Any] = json.loads(re.search(r"RESULT(.*)END", out)[1].replace("&lt;", "<").replace("&gt;", ">"))
+    found: list[Any] = json.loads(
+        re.search(r"RESULT(.*)END", out)[1].replace("&lt;", "<").replace("&gt;", ">")
+    )
     assert found == [
         6, ["L00_N0004+"], ["L02_N0002+"], 0, 6, "L00_N0000+", "L01_N0005-", "L01_N0005-", True, 0, 0,
         "Concept vectors in <i>model</i>",

@@ -32,7 +32,9 @@ def test_false_validations_and_power(tmp_path: Path) -> None:
     assert found["permuted"]["rate"] <= 0.05
     assert found["firing"]["rate"] <= 0.05
     assert found["firing"]["tested"] == found["firing"]["vectors"] >= 10
-    assert found["random"]["tested"] + found["permuted"]["tested"] >= 8  # it is not low because nothing was tested
+    assert (
+        found["random"]["tested"] + found["permuted"]["tested"] >= 8
+    )  # it is not low because nothing was tested
     weak, strong = found["planted"]
     assert weak["rate"] == 0
     assert strong["vectors"] >= 5
@@ -109,8 +111,14 @@ def test_stopping_early_never_loses_a_validated_vector() -> None:
     stopped = 0
     for _ in range(3000):
         numbers = rng.normal(0.05, 0.1, (2, 2))
-        kinds = {k: {"concept_drop": c, "selectivity": s} for k, (c, s) in zip(("zero", "mean"), numbers, strict=True)}
-        e = GOOD | {"firing_share": float(rng.random()), "damage": {"noise": GOOD["damage"]["noise"]} | kinds}
+        kinds = {
+            k: {"concept_drop": c, "selectivity": s}
+            for k, (c, s) in zip(("zero", "mean"), numbers, strict=True)
+        }
+        e = GOOD | {
+            "firing_share": float(rng.random()),
+            "damage": {"noise": GOOD["damage"]["noise"]} | kinds,
+        }
         if hopeless(e["firing_share"], [tuple(k.values()) for k in kinds.values()]):
             stopped += 1
             assert verdict(e)[0] != "validated"

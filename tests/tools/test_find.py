@@ -27,7 +27,9 @@ def brute(config: Config, words: dict[str, list[str]]) -> list[tuple[str, float]
         z = d @ model.unembedding.double().T
         y = (z - z[:, shown].mean(1, keepdim=True)) / z[:, shown].std(1, correction=0, keepdim=True)
         for pole, sign in (("+", 1), ("-", -1)):
-            best = torch.stack([(sign * y[:, [texts.index(t) for t in ts]]).amax(1) for ts in words.values()])
+            best = torch.stack(
+                [(sign * y[:, [texts.index(t) for t in ts]]).amax(1) for ts in words.values()]
+            )
             out += [(f"L{layer:02d}_N{n:04d}{pole}", float(s)) for n, s in enumerate(best.mean(0))]
     return sorted(out, key=lambda f: -f[1])
 
@@ -65,29 +67,52 @@ def test_a_planted_vector_comes_first(tiny_folder) -> None:
     key = next(k for k in tensors if k.endswith("layers.2.mlp.down_proj.weight"))
     tensors[key][:, 7] = -3 * wanted / model.fold_scale(2, "both")
     save_file(tensors, file, metadata={"format": "pt"})
-    best = find(["lion", "wolf"], Config(model=str(tiny_folder), device="cpu"), limit=3)["results"][0]
+    best = find(["lion", "wolf"], Config(model=str(tiny_folder), device="cpu"), limit=3)["results"][
+        0
+    ]
     assert best["id"] == "L02_N0007-"
     assert {w["rank"] for w in best["words"].values()} == {1, 2}
 
 
 def test_from_a_finished_run(tiny_folder, tmp_path) -> None:
     config = Config(
-        model=str(tiny_folder), device="cpu", stages=(1,), max_vectors=None, top_k=300, out=str(tmp_path / "r")
+        model=str(tiny_folder),
+        device="cpu",
+        stages=(1,),
+        max_vectors=None,
+        top_k=300,
+        out=str(tmp_path / "r"),
     )
     run(config)
-    a = find(["dog", "cat"], Config(device="cpu"), limit=50, run=tmp_path / "r")  # model and fold come from the run
+    a = find(
+        ["dog", "cat"], Config(device="cpu"), limit=50, run=tmp_path / "r"
+    )  # model and fold come from the run
     b = find(["dog", "cat"], config, limit=50)
     assert a["source"] != b["source"] == "weights"
-    strong = {f["id"]: f["strength"] for f in b["results"] if all(w["strength"] > 0 for w in f["words"].values())}
+    strong = {
+        f["id"]: f["strength"]
+        for f in b["results"]
+        if all(w["strength"] > 0 for w in f["words"].values())
+    }
     same = {f["id"]: f["strength"] for f in a["results"]}
     both = strong.keys() & same.keys()
     assert len(both) > 10
-    assert all(abs(strong[k] - same[k]) < 1e-3 for k in both)  # the lists hold the whole vocabulary here
+    assert all(
+        abs(strong[k] - same[k]) < 1e-3 for k in both
+    )  # the lists hold the whole vocabulary here
     manifest = json.loads((tmp_path / "r/manifest.json").read_text())
-    assert manifest["configuration"]["dtype"] == "auto"  # what it came to on the run's device counts
+    assert (
+        manifest["configuration"]["dtype"] == "auto"
+    )  # what it came to on the run's device counts
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("conceptvec.model.weights.choose_dtype", lambda name, _: (getattr(torch, name), "asked for"))
-        assert find(["dog"], Config(device="cpu"), run=tmp_path / "r")["neurons_examined"] == a["neurons_examined"]
+        patch.setattr(
+            "conceptvec.model.weights.choose_dtype",
+            lambda name, _: (getattr(torch, name), "asked for"),
+        )
+        assert (
+            find(["dog"], Config(device="cpu"), run=tmp_path / "r")["neurons_examined"]
+            == a["neurons_examined"]
+        )
     with pytest.raises(RequestError, match="no run folder"):
         find(["dog"], config, run=tmp_path / "nothing")
 
@@ -95,7 +120,11 @@ def test_from_a_finished_run(tiny_folder, tmp_path) -> None:
 def test_forms_and_bad_words() -> None:
     texts = ["<bos>", " dog", "Dogs", " DOG", " dogma", "cat", " cats'", "狗"]
     masked = np.array([True] + [False] * 7)
-    assert word_forms(["dogs", "Cat", "狗"], texts, masked) == {"dogs": [1, 2, 3], "Cat": [5, 6], "狗": [7]}
+    assert word_forms(["dogs", "Cat", "狗"], texts, masked) == {
+        "dogs": [1, 2, 3],
+        "Cat": [5, 6],
+        "狗": [7],
+    }
     with pytest.raises(RequestError, match="'zebra'"):
         word_forms(["dog", "zebra"], texts, masked)
 

@@ -26,7 +26,9 @@ def test_the_plan_of_the_demo(tmp_path, capsys) -> None:
     assert plan["work"]["projection_flops"] == 2 * 96 * 4096 * 4 * 40
     assert plan["needs"]["download_bytes"] == 0 and plan["device"]["why"] == "exact on a CPU"
     # The demo's own report of its size, which the plan takes from the bytes of the file.
-    weights = json.loads((Path(__file__).parents[2] / "conceptvec/data/demo/config.json").read_text())
+    weights = json.loads(
+        (Path(__file__).parents[2] / "conceptvec/data/demo/config.json").read_text()
+    )
     assert plan["model"]["vocab_size"] == weights["vocab_size"]
     from conceptvec import load_model
 
@@ -54,7 +56,17 @@ def test_a_full_disk_and_little_memory(tmp_path, monkeypatch, capsys) -> None:
 
 
 def test_the_state_of_the_run_folder(tmp_path, capsys) -> None:
-    argv = ["run", "--device", "cpu", "--stages", "1,2", "--layers", "0", "--out", str(tmp_path / "r")]
+    argv = [
+        "run",
+        "--device",
+        "cpu",
+        "--stages",
+        "1,2",
+        "--layers",
+        "0",
+        "--out",
+        str(tmp_path / "r"),
+    ]
     assert main(argv) == 0
     config = Config(device="cpu", layers="0", out=str(tmp_path / "r"))
     assert preflight(config)["run_folder"]["state"] == "resumed, 2 parts are done"
@@ -65,15 +77,30 @@ def test_the_state_of_the_run_folder(tmp_path, capsys) -> None:
 
 
 def test_a_shorter_run_does_not_replace_finished_results(tmp_path, capsys) -> None:
-    argv = ["run", "--device", "cpu", "--layers", "0", "--max-vectors", "5", "--out", str(tmp_path / "r")]
+    argv = [
+        "run",
+        "--device",
+        "cpu",
+        "--layers",
+        "0",
+        "--max-vectors",
+        "5",
+        "--out",
+        str(tmp_path / "r"),
+    ]
     assert main([*argv, "--stages", "1"]) == 0
     assert main([*argv, "--stages", "1,2"]) == 0
     before = (tmp_path / "r/concept_vector_results_cpu.json").read_bytes()
     assert main([*argv, "--stages", "1"]) == 2
-    assert "holds the results of stages 1, 2, and a shorter run would replace them" in capsys.readouterr().err
+    assert (
+        "holds the results of stages 1, 2, and a shorter run would replace them"
+        in capsys.readouterr().err
+    )
     assert (tmp_path / "r/concept_vector_results_cpu.json").read_bytes() == before
     assert main([*argv, "--stages", "1", "--overwrite"]) == 0
-    assert [f.name for f in (tmp_path / "r/figures").iterdir()] == ["funnel.png"]  # no figure of the longer run
+    assert [f.name for f in (tmp_path / "r/figures").iterdir()] == [
+        "funnel.png"
+    ]  # no figure of the longer run
 
 
 class FakeHub(BaseHTTPRequestHandler):
@@ -81,7 +108,10 @@ class FakeHub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = "/".join(self.path.split("?")[0].split("/")[3:5])
-        files = {"org/gated": ["config.json", "model.safetensors"], "org/pickle": ["config.json", "pytorch_model.bin"]}
+        files = {
+            "org/gated": ["config.json", "model.safetensors"],
+            "org/pickle": ["config.json", "pytorch_model.bin"],
+        }
         if "/auth-check" in self.path and name == "org/gated":
             self.answer(403, {"error": "restricted"}, "GatedRepo")
         elif self.path.startswith("/api/models/") and name in files:
@@ -127,13 +157,20 @@ def hub():
 def test_what_the_hub_refuses(hub, tmp_path) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
     environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
-    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
-    gated, pickle, none = [line for line in done.stderr.splitlines() if line.startswith("conceptvec: ")]
-    assert (
-        "org/gated is gated and no token is set here. Accept the licence at https://huggingface.co/org/gated" in gated
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], capture_output=True, text=True, timeout=120, env=environment
     )
-    assert "HF_TOKEN" in gated and "pickle files" in pickle and "the Hub has no model org/none" in none
+    assert done.returncode == 0, done.stderr
+    gated, pickle, none = [
+        line for line in done.stderr.splitlines() if line.startswith("conceptvec: ")
+    ]
+    assert (
+        "org/gated is gated and no token is set here. Accept the licence at https://huggingface.co/org/gated"
+        in gated
+    )
+    assert (
+        "HF_TOKEN" in gated and "pickle files" in pickle and "the Hub has no model org/none" in none
+    )
     assert not list(tmp_path.rglob("*.safetensors")) and "Traceback" not in done.stderr
 
 
@@ -142,16 +179,40 @@ def test_without_a_network_the_cache_is_used(tiny_folder, tmp_path) -> None:
     shutil.copytree(tiny_folder, snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
-    environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE")}
-    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}  # nothing listens there
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE")
+    }
+    environment |= {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path),
+    }  # nothing listens there
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
 
     def dry_run(name: str) -> subprocess.CompletedProcess:
-        argv = [sys.executable, "-m", "conceptvec", "run", "--dry-run", "--device", "cpu", "--model", name]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
+        argv = [
+            sys.executable,
+            "-m",
+            "conceptvec",
+            "run",
+            "--dry-run",
+            "--device",
+            "cpu",
+            "--model",
+            name,
+        ]
+        return subprocess.run(
+            argv, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path
+        )
 
     done = dry_run("org/tiny")
-    assert done.returncode == 0 and "using org/tiny as it is in the cache" in done.stderr, done.stderr
+    assert done.returncode == 0 and "using org/tiny as it is in the cache" in done.stderr, (
+        done.stderr
+    )
     done = dry_run("org/other")
-    assert done.returncode == 2 and "is not on this machine and the Hub cannot be reached" in done.stderr
+    assert (
+        done.returncode == 2
+        and "is not on this machine and the Hub cannot be reached" in done.stderr
+    )
     assert "Traceback" not in done.stderr

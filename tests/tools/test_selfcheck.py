@@ -23,7 +23,9 @@ from tests.validation.test_damage import FAMILIES, brute, edited
 def small(tmp_path) -> Config:
     (tmp_path / "c.json").write_text(json.dumps(concepts_document()))
     (tmp_path / "t.txt").write_text("w1 w2 w3 dog w4\nw5 w6 red w7")
-    return Config(device="cpu", top_k=10, concepts=str(tmp_path / "c.json"), corpus=str(tmp_path / "t.txt"))
+    return Config(
+        device="cpu", top_k=10, concepts=str(tmp_path / "c.json"), corpus=str(tmp_path / "t.txt")
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -42,7 +44,9 @@ def test_the_reference_is_a_real_edit(family: str, tiny_of) -> None:
     assert np.abs(found[1] - found[0]).max() > 1e-2
     with torch.no_grad():
         weight.copy_(before)
-    assert edited(model, 2, 5, change)  # the edit of the damage tests is still possible: nothing was left behind
+    assert edited(
+        model, 2, 5, change
+    )  # the edit of the damage tests is still possible: nothing was left behind
 
 
 def test_selfcheck_passes_here(capsys) -> None:
@@ -80,18 +84,27 @@ def test_projections_that_disagree_stop_the_run(tiny, small, monkeypatch) -> Non
     assert sound.agreement["projection"]["rows"] == 4
     assert 0 < sound.agreement["projection"]["largest_difference"] < 1e-6
     rounded = Projector._rounded
-    monkeypatch.setattr(Projector, "_rounded", lambda self, e, i, d: rounded(self, e, i, d) * (1 + 1e-3))
+    monkeypatch.setattr(
+        Projector, "_rounded", lambda self, e, i, d: rounded(self, e, i, d) * (1 + 1e-3)
+    )
     with pytest.raises(RunError, match="computes wrongly: the projection .* `conceptvec selfcheck"):
         extract(tiny, small)
     monkeypatch.undo()
-    left_out = [dataclasses.replace(p, top_ids=p.top_ids[:, 1:], top_values=p.top_values[:, 1:]) for p in sound.layers]
+    left_out = [
+        dataclasses.replace(p, top_ids=p.top_ids[:, 1:], top_values=p.top_values[:, 1:])
+        for p in sound.layers
+    ]
     with pytest.raises(RunError, match="projection"):
         projection_agreement(tiny, dataclasses.replace(sound, layers=left_out), small)
 
 
 def test_damage_that_disagrees_stops_the_run(tiny, small, monkeypatch) -> None:
     found = damage_agreement(tiny, small, [0, 1, 2, 3])
-    assert found["rows"] == 27 and found["largest_difference"] < 1e-4 and found["largest_difference_of_drops"] < 1e-4
+    assert (
+        found["rows"] == 27
+        and found["largest_difference"] < 1e-4
+        and found["largest_difference_of_drops"] < 1e-4
+    )
     above = Engine._run
 
     def one_layer_short(self, hidden, first, *rest, **more):  # in replays, which run to the top
@@ -107,7 +120,10 @@ def test_damage_that_disagrees_stops_the_run(tiny, small, monkeypatch) -> None:
 
 
 def test_agreement_is_in_the_results(tiny_run, tmp_path, capsys) -> None:
-    assert main([*tiny_run, "--layers", "1", "--nulls", "5", "--json", "--out", str(tmp_path / "run")]) == 0
+    assert (
+        main([*tiny_run, "--layers", "1", "--nulls", "5", "--json", "--out", str(tmp_path / "run")])
+        == 0
+    )
     agreement = json.loads(capsys.readouterr().out)["agreement"]
     assert agreement["projection"]["largest_difference"] <= agreement["projection"]["allowed"]
     assert agreement["damage"]["largest_difference"] <= agreement["damage"]["allowed"] == 1e-3

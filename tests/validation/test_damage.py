@@ -70,7 +70,9 @@ def test_mean_ablation_replaces_the_activation(tiny) -> None:
     """Mean ablation equals an ordinary pass in which the neuron's activation is a constant."""
     engine, layer, neuron, mean = Engine(tiny, PROMPTS, 50), 1, 4, 0.37
     found = engine.measure(
-        engine.state(layer, [neuron]), damages(tiny, layer, neuron, "mean", mean, 1, 1, None, 0), range(6)
+        engine.state(layer, [neuron]),
+        damages(tiny, layer, neuron, "mean", mean, 1, 1, None, 0),
+        range(6),
     )
 
     def fix(_, args):
@@ -107,10 +109,14 @@ def test_divergence_on_neutral_prompts(tiny) -> None:
     for p in neutral:
         ids, start = split_answer(tiny, PROMPTS[p])
         with torch.inference_mode():
-            before = tiny.hf(input_ids=torch.tensor([ids])).logits[0, start - 1].double().log_softmax(0)
+            before = (
+                tiny.hf(input_ids=torch.tensor([ids])).logits[0, start - 1].double().log_softmax(0)
+            )
             keep = weight[:, 2].clone()
             weight[:, 2] = 0
-            after = tiny.hf(input_ids=torch.tensor([ids])).logits[0, start - 1].double().log_softmax(0)
+            after = (
+                tiny.hf(input_ids=torch.tensor([ids])).logits[0, start - 1].double().log_softmax(0)
+            )
             weight[:, 2] = keep
         assert abs(kl[p] - float((before.exp() * (before - after)).sum())) < 1e-5
 
@@ -118,7 +124,9 @@ def test_divergence_on_neutral_prompts(tiny) -> None:
 def test_nothing_is_written(tiny) -> None:
     before = tiny.fingerprint
     engine = Engine(tiny, PROMPTS, 5)
-    engine.measure(engine.state(1, [0]), damages(tiny, 1, 0, "noise", 0.0, 2, 4.0, None, 0), range(6))
+    engine.measure(
+        engine.state(1, [0]), damages(tiny, 1, 0, "noise", 0.0, 2, 4.0, None, 0), range(6)
+    )
     assert wrap(tiny.hf).fingerprint == before
     assert not tiny.layers[1].mlp._forward_hooks
 

@@ -1,0 +1,65 @@
+"""Text for people: what may be shown of a vocabulary, numbers, and plain tables for terminals and notebook cells."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+DASH = "–"  # stands where nothing was measured
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text from a vocabulary without control characters: a terminal shows it and does no more.
+
+    Args:
+        text: any text.
+        keep: characters that stay although they are control characters, such as a line's end.
+    """
+    return "".join(
+        "�" if unicodedata.category(ch) in HIDDEN_CATEGORIES and ch not in keep else ch
+        for ch in text
+    )
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people; a dash where nothing was measured, and no sign before a zero."""
+    if value is None:
+        return DASH
+    text = f"{value:.{digits}f}"
+    is_zero = not text.strip("-0.")
+    return text.removeprefix("-") if is_zero else text
+
+
+def listed(counts: dict[str, int]) -> str:
+    """Counts as a phrase, the zeros left out, such as ``3 animals, 1 not specific``."""
+    phrases = [f"{n} {printable(name).replace('_', ' ')}" for name, n in counts.items() if n]
+    return ", ".join(phrases) or "none"
+
+
+def words_of(tokens: Iterable[str]) -> str:
+    """Tokens as one line of text."""
+    return printable(" ".join(token.strip() for token in tokens))
+
+
+def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], form: str = "simple") -> str:
+    """A table as text; `form` is one of tabulate's formats. Numbers stay as they are written."""
+    from tabulate import tabulate  # only where a table is wanted: `score-tokens` does without
+
+    return str(tabulate([list(row) for row in rows], headers, tablefmt=form, disable_numparse=True))
+
+
+def html_table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
+    """A plain, escaped HTML table."""
+    text = table(rows, headers, "html")
+    for tag in ("th", "td"):  # Jupyter aligns cells to the right unless told otherwise
+        text = text.replace(f"<{tag}>", f'<{tag} style="text-align: left; padding-right: 1em">')
+    return text
+
+
+def plain(value: Any) -> float | None:
+    """A number as the results hold it: six significant digits; NaN (not measured) is null."""
+    as_float = float(value)
+    return None if math.isnan(as_float) else float(f"{as_float:.6g}")
