@@ -1,11 +1,15 @@
 """Damages of value vectors, and forward passes that carry them without ever writing to the model.
 
-Replacing the value vector d_j of layer ℓ by ``d_j + ε`` adds ``a_j·ε`` to that layer's MLP output and changes nothing
-below it. So every damage is an addition, ``(α·a_j + β)·v``:
+Replacing the value vector d_j of a layer by ``d_j + ε`` adds ``a_j·ε`` to that layer's MLP output
+and changes nothing below it. So every damage is an addition ``(α·a_j + β)·v``, at all positions of
+a text, as if the weight itself had been edited:
 
-* **noise**: α=1, β=0, v=ε on the sphere of radius r‖d_j‖ (or Gaussian with σ per element: the literature's variant);
-* **zero**: α=−1, β=0, v=d_j;
-* **mean**: α=−1, β=ā_j (the mean activation over the corpus), v=d_j.
+* **zero**: α = −1, β = 0, v = d_j. The vector is gone.
+* **rotate**: α = 1, β = 0, v = r − d_j, with r a random direction of the same norm. What the vector
+  says is gone, how much it writes stays.
+* **mean**: α = −1, β = ā_j, v = d_j. The neuron always fires at its mean over the text.
+* **noise**: α = 1, β = 0, v = ε on a sphere of a multiple of ‖d_j‖, or Gaussian with σ per element
+  (the literature's variant).
 """
 
 from __future__ import annotations
@@ -23,83 +27,94 @@ from conceptvec.errors import RequestError
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
+KINDS = ("zero", "rotate", "mean", "noise")
+NOISE_RATIO = 2.0  # norm of the noise relative to the vector's
+DRAWS = 3  # of the kinds that are random
+
 
 @dataclass(frozen=True)
 class Damage:
-    """An addition of ``(scale·a_j + shift)·direction`` to the MLP output of one layer."""
+    """An addition of ``(scale·a_j + shift)·direction`` to the MLP output of one layer.
+
+    Attributes:
+        neuron: j, whose activation a_j it follows.
+        scale: α.
+        shift: β.
+        direction: v, float32 (H,).
+    """
 
     neuron: int
     scale: float
     shift: float
-    direction: torch.Tensor  # (H,) float32
+    direction: torch.Tensor
 
 
-def damages(
-    model: Model,
-    layer: int,
-    neuron: int,
-    kind: str,
-    mean: float,
-    draws: int,
-    ratio: float,
-    sigma: float | None,
-    seed: int,
-    vector: torch.Tensor | None = None,
-) -> list[Damage]:
-    """The damages of one kind for one neuron: `draws` for noise, one for zero and mean.
+@dataclass(frozen=True)
+class Damager:
+    """Makes the damages of a run.
 
-    Noise is drawn on the CPU from a generator that depends on seed, layer, neuron and draw alone. `vector` stands in
-    for the neuron's own value vector (H,).
+    Attributes:
+        seed: random directions depend on it, the layer, the neuron and the draw alone.
+        sigma: absolute noise per element; None for noise relative to the vector's norm.
     """
-    vector = model.value_vectors(layer)[neuron].float() if vector is None else vector
-    if kind == "zero":
-        return [Damage(neuron, -1.0, 0.0, vector)]
-    if kind == "mean":
-        return [Damage(neuron, -1.0, mean, vector)]
-    out = []
-    for draw in range(draws):
-        key = np.random.SeedSequence([seed, layer, neuron, draw, 2]).generate_state(1, np.uint64)[0]
-        noise = torch.randn(
-            len(vector), generator=torch.Generator().manual_seed(int(key >> np.uint64(1)))
-        )
-        length = torch.linalg.vector_norm(noise)
-        noise = (
-            noise * sigma
-            if sigma is not None
-            else noise / length * (ratio * torch.linalg.vector_norm(vector).cpu())
-        )
-        out.append(Damage(neuron, 1.0, 0.0, noise.to(vector.device)))
-    return out
+
+    seed: int
+    sigma: float | None = None
+
+    def __call__(
+        self, kind: str, vector: torch.Tensor, place: tuple[int, int], mean: float = 0.0
+    ) -> list[Damage]:
+        """The damages of one kind: `DRAWS` of the random kinds, one of the others.
+
+        Args:
+            kind: of `KINDS`.
+            vector: d_j, float32 (H,).
+            place: layer and neuron.
+            mean: ā_j, the neuron's mean activation.
+        """
+        neuron = place[1]
+        if kind == "zero":
+            return [Damage(neuron, -1.0, 0.0, vector)]
+        if kind == "mean":
+            return [Damage(neuron, -1.0, mean, vector)]
+        directions = [self._random(kind, len(vector), place, draw) for draw in range(DRAWS)]
+        norm = torch.linalg.vector_norm(vector).cpu()
+        if kind == "rotate":
+            turned = [(unit * norm).to(vector.device) - vector for unit in map(_unit, directions)]
+            return [Damage(neuron, 1.0, 0.0, direction) for direction in turned]
+        if self.sigma is None:
+            noise = [_unit(direction) * (NOISE_RATIO * norm) for direction in directions]
+        else:
+            noise = [direction * self.sigma for direction in directions]
+        return [Damage(neuron, 1.0, 0.0, direction.to(vector.device)) for direction in noise]
+
+    def _random(self, kind: str, size: int, place: tuple[int, int], draw: int) -> torch.Tensor:
+        """A standard normal vector (size,), drawn on the CPU."""
+        stream = np.random.SeedSequence([self.seed, *place, draw, KINDS.index(kind)])
+        key = int(stream.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        return torch.randn(size, generator=torch.Generator().manual_seed(key))
+
+
+def _unit(direction: torch.Tensor) -> torch.Tensor:
+    return direction / torch.linalg.vector_norm(direction)
+
+
+def removal(model: Model, layer: int, neuron: int, times: float = 0.0) -> Damage:
+    """What makes a neuron write `times` as much as it does; 0 removes its value vector."""
+    return Damage(neuron, times - 1.0, 0.0, model.value_vectors(layer)[neuron].float())
 
 
 @contextmanager
-def damaging(model: Model, damaged: Mapping[int, Sequence[Damage]]) -> Iterator[None]:
-    """Within the context every forward pass carries the damages (layer → its damages), in any number of layers.
+def damaging(model: Model, damages: Mapping[int, Sequence[Damage]]) -> Iterator[None]:
+    """Within the context every forward pass carries the damages (layer → its damages).
 
     Upper activations follow from the damaged stream, as after an edit of all the columns at once.
     """
     handles = []
-    for layer, some in damaged.items():
-        if not some:
-            continue
-        which = [d.neuron for d in some]
-        directions = torch.stack([d.direction for d in some])
-        scale, shift = (
-            directions.new_tensor([getattr(d, k) for d in some]) for k in ("scale", "shift")
-        )
-
-        def add(
-            _: Any,
-            args: tuple,
-            out: torch.Tensor,
-            which=which,
-            scale=scale,
-            shift=shift,
-            v=directions,
-        ) -> Any:
-            return (out.float() + (args[0][..., which].float() * scale + shift) @ v).to(out.dtype)
-
-        handles.append(model.layers[layer].mlp.down_proj.register_forward_hook(add))
+    for layer, of_layer in damages.items():
+        if of_layer:
+            hook = _adding(of_layer)
+            handles.append(model.layers[layer].mlp.down_proj.register_forward_hook(hook))
     try:
         yield
     finally:
@@ -107,31 +122,42 @@ def damaging(model: Model, damaged: Mapping[int, Sequence[Damage]]) -> Iterator[
             handle.remove()
 
 
+def _adding(damages: Sequence[Damage]) -> Any:
+    """A forward hook of ``down_proj`` that adds the damages to what it gives."""
+    neurons = [damage.neuron for damage in damages]
+    directions = torch.stack([damage.direction for damage in damages])  # (D, H)
+    scale = directions.new_tensor([damage.scale for damage in damages])
+    shift = directions.new_tensor([damage.shift for damage in damages])
+
+    def add(_: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        amounts = args[0][..., neurons].float() * scale + shift  # (B, T, D)
+        return (output.float() + amounts @ directions).to(output.dtype)
+
+    return add
+
+
 @torch.inference_mode()
 def continuation(
-    model: Model,
-    text: str,
-    damaged: Mapping[int, Sequence[Damage]],
-    tokens: int,
-    chat: bool = False,
+    model: Model, ids: Sequence[int], damages: Mapping[int, Sequence[Damage]], tokens: int
 ) -> tuple[str, torch.Tensor]:
-    """What the model writes after a text, greedily, under damages (layer → damages; none: clean).
+    """What the model writes after some tokens, greedily, under damages (layer → its damages).
 
     Returns:
         the new text of at most `tokens` tokens, and the probabilities of its first (V,).
 
     Raises:
-        RequestError: the text is empty.
+        RequestError: there is nothing to continue.
     """
-    if not text.strip():
+    if not len(ids):
         raise RequestError("the text to continue is empty; type its beginning")
-    ids, stop = model.encode(text, chat), model.tokenizer.eos_token_id
+    stop = model.tokenizer.eos_token_id
     new: list[int] = []
-    logits: list[torch.Tensor] = []  # of the first token
-    with damaging(model, damaged):
+    first: torch.Tensor | None = None
+    with damaging(model, damages):
         while len(new) < tokens and new[-1:] != [stop]:
-            row = torch.tensor([ids + new], device=model.device)
-            last = model.hf(input_ids=row, use_cache=False, logits_to_keep=1).logits[0, -1].float()
-            logits = logits or [last]
-            new.append(int(last.argmax()))
-    return model.tokenizer.decode(new, skip_special_tokens=True), logits[0].softmax(0)
+            row = torch.tensor([[*ids, *new]], device=model.device)
+            logits = model.hf(input_ids=row, use_cache=False, logits_to_keep=1).logits[0, -1]
+            first = logits.float() if first is None else first
+            new.append(int(logits.argmax()))
+    assert first is not None
+    return model.tokenizer.decode(new, skip_special_tokens=True), first.softmax(0)

@@ -1,250 +1,242 @@
-"""What Stage 3 measures: the prompts of a run, and units of work that damage a few neurons of one layer.
+"""What a damage costs: one unit of measurement for candidates, controls and planted vectors.
 
-A unit is always the same neurons, measured in batches of its own and kept as one part, so that results depend neither
-on where a run was interrupted nor on the number of processes.
+A `Subject` is a value vector under a neuron's firing, with the concept that it is tested for. For a
+candidate both are the neuron's own; a moved vector stands in another neuron's column. Its damages
+are compared with its baseline, which for a candidate is the model as it is.
+
+A unit is always the same few subjects of one layer, measured in batches of its own and kept as one
+part, so that results depend neither on where a run was interrupted nor on how many processes ran.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
-from conceptvec.config import Config
 from conceptvec.runfolder import Arrays
-from conceptvec.text import plain
-from conceptvec.validation.damage import Damage, damages
-from conceptvec.validation.engine import Engine, State
-from conceptvec.validation.rule import hopeless
+from conceptvec.validation.damage import Damage, Damager
+from conceptvec.validation.engine import Engine, State, Text
+from conceptvec.validation.replay import Replay
 
 if TYPE_CHECKING:
+    from conceptvec.effects.passages import Passages
     from conceptvec.model.network import Model
 
-KNOWN_RANK = (
-    1000  # a prompt is left out where an answer token is not among the model's thousand likeliest
-)
-UNRELATED, NEUTRAL = (
-    60,
-    32,
-)  # control prompts per concept (over all other concepts), and for the divergence
-RATIOS = (0.5, 1.0, 2.0, 4.0)  # dose-response
+SUBJECTS_PER_UNIT = 8
+Role = Literal["candidate", "null", "wrong_concept", "moved", "planted"]
 
 
-@dataclass
-class PromptTable:
-    """All prompts of a run in one list, and which of them serve which purpose."""
+@dataclass(frozen=True)
+class Subject:
+    """What is tested.
 
-    engine: Engine
-    groups: dict[str, list[int]]  # concept or neutral → indices of its prompts
-    known: np.ndarray  # bool (P,)
-    clean: np.ndarray  # log-probability, nats per answer token (P,)
-    rank: np.ndarray  # worst rank of an answer token (P,)
-    seed: int
+    Attributes:
+        role: why.
+        id: the pole whose vector it is.
+        layer: zero-based.
+        neuron: whose activations the vector follows.
+        sign: 1 or −1, the pole of that neuron.
+        concept: its number.
+        source: the neuron whose vector it is; another one than `neuron` where it was moved.
+        source_sign: what the source's vector is multiplied by in the neuron's column.
+    """
 
-    @classmethod
-    def build(
-        cls, model: Model, config: Config, prompts: Mapping[str, Sequence[Any]]
-    ) -> PromptTable:
-        """Run every prompt clean and apply the rule: a hopeless answer is left out."""
-        everything = [p for group in prompts.values() for p in group]
-        groups, start = {}, 0
-        for name, group in prompts.items():
-            groups[name] = list(range(start, start + len(group)))
-            start += len(group)
-        engine = Engine(model, everything, config.batch_size, config.chat_template)
-        logp, rank = engine.clean(range(len(everything)))
-        return cls(engine, groups, rank <= KNOWN_RANK, logp, rank, config.seed)
-
-    def concept(self, name: str) -> list[int]:
-        """The concept's known prompts."""
-        return [i for i in self.groups[name] if self.known[i]]
-
-    def unrelated(self, name: str) -> list[int]:
-        """Control prompts: a seeded sample, evenly over the other concepts; neutral ones where those are few."""
-        rng = np.random.default_rng([self.seed, 11])
-        others = [g for g in self.concepts if g != name]
-        queues = [list(rng.permutation(self.concept(g))) for g in others]
-        chosen: list[int] = []
-        while any(queues) and len(chosen) < UNRELATED:
-            chosen += [int(q.pop()) for q in queues if q][: UNRELATED - len(chosen)]
-        if len(others) < 4 or len(chosen) < 48:
-            neutral = rng.permutation(self.concept("neutral"))
-            chosen += [int(i) for i in neutral[: max(0, UNRELATED - len(chosen))]]
-        return sorted(chosen)
-
-    def knowledge(self, prompts: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        """How well the model knows every answer, and which prompts the rule leaves out."""
-        return {
-            name: {
-                "prompts": len(at), "known": int(self.known[at].sum()),
-                "median_log_p": plain(np.median(self.clean[at])),
-                "median_rank": plain(np.median(self.rank[at])),
-                "answers": [
-                    {"prompt": p.prompt, "answer": p.answer, "log_p": plain(self.clean[i]), "rank": int(self.rank[i]),
-                     "known": bool(self.known[i])}
-                    for p, i in zip(prompts[name], at, strict=True)
-                ],
-            }
-            for name, at in self.groups.items()
-        }  # fmt: skip
+    role: Role
+    id: str
+    layer: int
+    neuron: int
+    sign: int
+    concept: int
+    source: int
+    source_sign: int = 1
 
     @property
-    def concepts(self) -> list[str]:
-        """The concepts that have prompts."""
-        return [n for n in self.groups if n != "neutral"]
+    def moved(self) -> bool:
+        """Whether the vector stands in another neuron's column."""
+        return self.source != self.neuron
 
-    def controls(self, concepts: Sequence[str]) -> list[int]:
-        """All prompts on which the given concepts and their controls are measured."""
-        return sorted({i for n in concepts for i in self.concept(n) + self.unrelated(n)})
-
-    def neutral(self) -> list[int]:
-        """The neutral prompts on which the divergence is measured."""
-        rng = np.random.default_rng([self.seed, 12])
-        return sorted(int(i) for i in rng.permutation(self.groups["neutral"])[:NEUTRAL])
+    @property
+    def key(self) -> str:
+        """A name that no other subject of a run has."""
+        return f"{self.role}:{self.id}:{self.neuron}{'+' if self.sign > 0 else '-'}:{self.concept}"
 
 
-class Experiment:
-    """Measures units of work: caches one layer's state and the clean reference."""
+@dataclass(frozen=True)
+class Request:
+    """One subject with the positions and the kinds of damage that are wanted.
 
-    def __init__(
-        self, model: Model, config: Config, table: PromptTable, means: dict[int, np.ndarray]
-    ) -> None:
-        self.model, self.config, self.table, self.means = model, config, table, means
-        self.neutral = table.neutral()
-        self.state = lru_cache(maxsize=1)(self._state)
+    Attributes:
+        subject: what is tested.
+        positions: int64 (n,), in the text.
+        kinds: of `damage.KINDS`.
+    """
 
-    def _state(self, layer: int, neurons: tuple[int, ...]) -> tuple[State, np.ndarray]:
-        """The layer's clean state, and every prompt's baseline: the same replay with nothing added."""
-        engine = self.table.engine
-        state = engine.state(layer, neurons)
-        return state, self.baseline(state)
+    subject: Subject
+    positions: np.ndarray
+    kinds: tuple[str, ...]
 
-    def baseline(self, state: State) -> np.ndarray:
-        """Every prompt's log-probability by a replay from the state with nothing added: (P,)."""
-        zeros = torch.zeros(self.model.hidden_size, device=self.model.device)
-        nothing = Damage(next(iter(state.neurons)), 0.0, 0.0, zeros)
-        return self.table.engine.measure(state, [nothing], range(len(self.table.engine)))[0]
 
-    @cached_property
-    def reference(self) -> dict[int, torch.Tensor]:
-        """Clean distributions on the neutral prompts."""
-        return self.table.engine.clean_distribution(self.neutral)
+@dataclass(frozen=True)
+class Measured:
+    """Log-probabilities of the tokens after some positions, nats.
 
-    def damages(
-        self, layer: int, neuron: int, kind: str, ratio: float | None = None
-    ) -> list[Damage]:
-        """The configured damages of one kind; `ratio` overrides the strength of the noise."""
-        c = self.config
-        return damages(
-            self.model, layer, neuron, kind, float(self.means[layer][neuron]), c.draws, ratio or c.noise_ratio,
-            None if ratio else c.noise_sigma, c.seed,
-        )  # fmt: skip
+    Attributes:
+        positions: int64 (n,).
+        clean: with the vector, float64 (n,).
+        damaged: kind → without it, averaged over the draws, float64 (n,).
+    """
 
-    def drops(
-        self,
-        layer: int,
-        neurons: tuple[int, ...],
-        rows: Sequence[tuple[Damage, np.ndarray]],
-        divergence: bool = False,
-    ) -> list[np.ndarray]:
-        """What each damage costs on its own prompts, all rows in shared batches.
+    positions: np.ndarray
+    clean: np.ndarray
+    damaged: dict[str, np.ndarray]
 
-        Args:
-            layer: the damaged layer.
-            neurons: all neurons of the layer that this sweep needs (their activations are kept between units).
-            rows: damages, each with the indices of its prompts.
-            divergence: return the divergence from the clean distribution (neutral prompts) instead.
+    def drops(self, kind: str, positions: np.ndarray) -> np.ndarray:
+        """What a kind of damage costs at some of the positions: float64."""
+        order = np.argsort(self.positions, kind="stable")
+        at = order[np.searchsorted(self.positions, positions, sorter=order)]
+        return self.clean[at] - self.damaged[kind][at]
 
-        Returns:
-            per row, log-probability lost (nats per answer token) or divergence (nats): float64 (prompts of the row,).
-        """
-        state, baseline = self.state(layer, neurons)
-        pairs = [np.stack(np.broadcast_arrays(i, p), 1) for i, (_, p) in enumerate(rows)]
-        flat = np.concatenate([*pairs, np.zeros((0, 2), int)])
-        reference = self.reference if divergence else None
-        logp, kl = self.table.engine.measure_pairs(state, [d for d, _ in rows], flat, reference)
-        return np.split(
-            kl if divergence else baseline[flat[:, 1]] - logp,
-            np.cumsum([len(p) for p in pairs])[:-1],
+    def with_kinds(self, other: Measured) -> Measured:
+        """The same with the kinds of a second measurement at the same positions."""
+        return Measured(self.positions, self.clean, self.damaged | other.damaged)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every unit of a run needs.
+
+    Attributes:
+        model: the model; never written.
+        passages: the text.
+        passage_of: int32 (tokens,), the passage of every token.
+        damager: makes the damages.
+        means: layer → mean activation of every neuron over the text, (I,).
+        batch_size: rows of a forward pass.
+        replay: shared by all units.
+    """
+
+    model: Model
+    passages: Passages
+    passage_of: np.ndarray
+    damager: Damager
+    means: dict[int, np.ndarray]
+    batch_size: int
+    replay: Replay
+
+    def text(self, position: int) -> Text:
+        """The passage of a position, cut after the token that it predicts."""
+        passage = int(self.passage_of[position])
+        start = int(self.passages.starts_of[passage])
+        ids = self.passages.ids[start : position + 2].tolist()
+        return Text(ids, len(ids) - 1)
+
+    def vector(self, layer: int, neuron: int) -> torch.Tensor:
+        """A value vector, float32 (H,)."""
+        return self.model.value_vectors(layer)[neuron].float()
+
+
+def baseline(subject: Subject, setting: Setting) -> Damage:
+    """What puts the subject's vector into the neuron's column; nothing where it is there already."""
+    column = setting.vector(subject.layer, subject.neuron)
+    if not subject.moved:
+        return Damage(subject.neuron, 0.0, 0.0, torch.zeros_like(column))
+    vector = setting.vector(subject.layer, subject.source) * subject.source_sign
+    return Damage(subject.neuron, 1.0, 0.0, vector - column)
+
+
+def damages(subject: Subject, kind: str, setting: Setting) -> list[Damage]:
+    """The damages of one kind, as additions to the model as it is."""
+    place = (subject.layer, subject.neuron)
+    column = setting.vector(*place)
+    mean = float(setting.means[subject.layer][subject.neuron])
+    if not subject.moved:
+        return setting.damager(kind, column, place, mean)
+    vector = setting.vector(subject.layer, subject.source) * subject.source_sign
+    if kind == "zero":
+        return setting.damager("zero", column, place)
+    if kind not in ("rotate", "noise"):
+        raise ValueError(f"{kind} of a moved vector is not defined")
+    # The damager starts from the vector; the column that is really there has to go as well.
+    return [
+        Damage(subject.neuron, 1.0, 0.0, vector - column + damage.direction)
+        for damage in setting.damager(kind, vector, place)
+    ]
+
+
+def measure_unit(layer: int, requests: Sequence[Request], setting: Setting) -> Arrays:
+    """Measure some subjects of a layer, all rows in shared batches.
+
+    Returns:
+        ``clean`` and ``damaged.KIND``, the requests' positions one after the other (all kinds that
+        any request wants; NaN where a request does not), and ``cost``.
+    """
+    # Every text once, whoever asks for it.
+    wanted = np.unique(np.concatenate([request.positions for request in requests]))
+    texts = [setting.text(int(position)) for position in wanted]
+    engine = Engine(setting.model, texts, setting.batch_size, setting.replay)
+    neurons = sorted({request.subject.neuron for request in requests})
+    state = engine.state(layer, neurons)
+
+    # One row per damage and text; `damage_of` says what the rows of each damage belong to.
+    all_damages: list[Damage] = []
+    pairs: list[np.ndarray] = []
+    damage_of: list[tuple[int, str]] = []
+    for index, request in enumerate(requests):
+        texts_of = np.searchsorted(wanted, request.positions)
+        for kind in ("clean", *request.kinds):
+            of_kind = _of_kind(request.subject, kind, setting)
+            for damage in of_kind:
+                pairs.append(np.stack(np.broadcast_arrays(len(all_damages), texts_of), 1))
+                all_damages.append(damage)
+                damage_of.append((index, kind))
+    log_p = engine.measure(state, all_damages, np.concatenate(pairs)).log_p
+
+    rows = np.split(log_p, np.cumsum([len(part) for part in pairs])[:-1])
+    return _gathered(requests, damage_of, rows) | {
+        "cost": engine.cost(layer, range(len(engine)), 1) * len(log_p) / max(len(engine), 1)
+    }
+
+
+def _of_kind(subject: Subject, kind: str, setting: Setting) -> list[Damage]:
+    return [baseline(subject, setting)] if kind == "clean" else damages(subject, kind, setting)
+
+
+def _gathered(
+    requests: Sequence[Request], damage_of: Sequence[tuple[int, str]], rows: Sequence[np.ndarray]
+) -> Arrays:
+    """Log-probabilities averaged over the draws of a kind, request after request."""
+    sizes = [len(request.positions) for request in requests]
+    begins = np.cumsum([0, *sizes])
+    kinds = list(dict.fromkeys(kind for _, kind in damage_of))
+    total = {kind: np.zeros(begins[-1]) for kind in kinds}
+    draws = {kind: np.zeros(begins[-1]) for kind in kinds}
+    for (index, kind), values in zip(damage_of, rows, strict=True):
+        span = slice(begins[index], begins[index + 1])
+        total[kind][span] += values
+        draws[kind][span] += 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = {kind: total[kind] / draws[kind] for kind in kinds}  # NaN where not wanted
+    return {kind if kind == "clean" else f"damaged.{kind}": means[kind] for kind in kinds}
+
+
+def split_unit(requests: Sequence[Request], arrays: Arrays) -> list[Measured]:
+    """A unit's arrays, request by request."""
+    edges = np.cumsum([len(request.positions) for request in requests])[:-1]
+    clean = np.split(arrays["clean"], edges)
+    by_kind = {
+        name.removeprefix("damaged."): np.split(values, edges)
+        for name, values in arrays.items()
+        if name.startswith("damaged.")
+    }
+    return [
+        Measured(
+            request.positions,
+            clean[index],
+            {kind: by_kind[kind][index] for kind in request.kinds},
         )
-
-    def null_unit(
-        self, layer: int, neurons: tuple[int, ...], some: Sequence[int], prompts: list[int]
-    ) -> Arrays:
-        """Primary damage of `some` null neurons on all concept prompts: mean drop over the draws, (n, P)."""
-        made = [self.damages(layer, n, self.config.damage[0]) for n in some]
-        drops = self.drops(layer, neurons, [(d, np.array(prompts)) for m in made for d in m])
-        out = np.full((len(some), len(self.table.engine)), np.nan)
-        out[:, prompts] = np.stack(drops).reshape(len(some), -1, len(prompts)).mean(1)
-        return {"drop": out, "cost": self.table.engine.cost(layer, prompts, len(drops))}
-
-    def candidate_unit(
-        self,
-        layer: int,
-        neurons: tuple[int, ...],
-        entries: Sequence[dict[str, Any]],
-        stop: bool = True,
-    ) -> Arrays:
-        """All kinds of damage of some candidates: drops (n, kinds, P), divergence (n, kinds), draws made (n,).
-
-        First look: the other kinds in full and one draw of the primary one. Candidates that `hopeless` then rules out
-        stop there (unless `stop` is off); the rest get all draws and the neutral prompts.
-        """
-        engine, kinds, n = self.table.engine, self.config.damage, len(entries)
-        drop, kl = np.full((n, len(kinds), len(engine)), np.nan), np.full((n, len(kinds)), np.nan)
-        draws, stopped, cost = np.zeros(n, np.int32), np.zeros(n, bool), np.zeros((n, 2))
-        made = [[self.damages(layer, e["neuron"], kind) for kind in kinds] for e in entries]
-        mine = [np.array(self.table.concept(e["concept"]), int) for e in entries]
-        prompts = [
-            np.append(m, self.table.unrelated(e["concept"]))
-            for m, e in zip(mine, entries, strict=True)
-        ]
-        some = [i for i in range(n) if 0 < len(mine[i]) < len(prompts[i])]
-        look = [(i, k) for i in some for k in range(len(kinds))]
-        found = self.drops(layer, neurons, [(made[i][k][0], prompts[i]) for i, k in look])
-        for (i, k), values in zip(look, found, strict=False):
-            drop[i, k, prompts[i]] = values
-            cost[i] += engine.cost(layer, prompts[i])
-        for i in some:
-            others = [
-                (row[mine[i]].mean(), row[prompts[i][len(mine[i]) :]].mean()) for row in drop[i, 1:]
-            ]
-            stopped[i] = (
-                stop
-                and len(kinds) > 1
-                and hopeless(entries[i]["firing_share"], [(c, c - u) for c, u in others])
-            )
-            draws[i] = 1 if stopped[i] else len(made[i][0])
-        on = [i for i in some if not stopped[i]]
-        more = [(i, d) for i in on for d in made[i][0][1:]]
-        found = self.drops(layer, neurons, [(d, prompts[i]) for i, d in more])
-        for (i, _), values in zip(more, found, strict=False):
-            drop[i, 0, prompts[i]] += values
-            cost[i] += engine.cost(layer, prompts[i])
-        drop[:, 0] /= np.maximum(draws, 1)[:, None]
-        every = [(i, k, d) for i in on for k, m in enumerate(made[i]) for d in m]
-        found = self.drops(
-            layer, neurons, [(d, np.array(self.neutral, int)) for *_, d in every], divergence=True
-        )
-        for i, k in {(i, k) for i, k, _ in every} if self.neutral else ():
-            kl[i, k] = np.mean(
-                [x.mean() for (a, b, _), x in zip(every, found, strict=True) if (a, b) == (i, k)]
-            )
-        for i, *_ in every:
-            cost[i] += engine.cost(layer, self.neutral)
-        return {"drop": drop, "kl": kl, "draws": draws, "stopped": stopped, "cost": cost}
-
-    def dose_unit(self, layer: int, entry: dict[str, Any]) -> Arrays:
-        """Noise of growing strength on one neuron: drops (ratios, P) averaged over the draws."""
-        prompts = np.array(
-            self.table.concept(entry["concept"]) + self.table.unrelated(entry["concept"])
-        )
-        rows = [d for r in RATIOS for d in self.damages(layer, entry["neuron"], "noise", r)]
-        out = np.full((len(RATIOS), len(self.table.engine)), np.nan)
-        found = self.drops(layer, (entry["neuron"],), [(d, prompts) for d in rows])
-        out[:, prompts] = np.stack(found).reshape(len(RATIOS), -1, len(prompts)).mean(1)
-        return {"drop": out, "cost": self.table.engine.cost(layer, prompts, len(rows))}
+        for index, request in enumerate(requests)
+    ]

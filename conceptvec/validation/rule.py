@@ -1,80 +1,187 @@
-"""The rule of Stage 3, in one place (README: what `validated` means). Pure functions of measured numbers."""
+"""The rule of Stage 3, in one place: what each verdict means. Pure functions of measured numbers.
+
+The run, its controls and ``conceptvec calibrate`` all call `judge`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-EFFECT_FLOOR = 0.05  # nats per answer token that a damage must cost on the concept
-SPECIFICITY = 0.5  # largest unrelated drop, as a share of the concept drop
-MAX_Q = 0.05  # false discovery rate
-AGREEING_KINDS = 2  # damage kinds that must show the effect
-MIN_CONCEPT_PROMPTS, MIN_UNRELATED_PROMPTS = 8, 16  # fewer known prompts are inconclusive
-FIRING_SHARE = (
-    0.25  # part of the concept's prompts on which the neuron must fire with the pole's sign
+Verdict = Literal["validated", "not_specific", "no_effect", "inactive", "inconclusive"]
+VERDICTS: tuple[Verdict, ...] = (
+    "validated",
+    "not_specific",
+    "no_effect",
+    "inactive",
+    "inconclusive",
 )
-INACTIVE = "does not fire with its pole's sign"
-VERDICTS = ("validated", "not_specific", "no_effect", "inactive", "inconclusive")
 
 
-def agrees(concept_drop: float, selectivity: float) -> bool:
-    """Whether one kind of damage shows the effect: a concept drop over the floor, and more there than elsewhere."""
-    return concept_drop >= EFFECT_FLOOR and selectivity > 0
+@dataclass(frozen=True)
+class Thresholds:
+    """What the verdicts ask for. They are no options.
 
-
-def verdict(entry: dict[str, Any]) -> tuple[str, list[str]]:
-    """The verdict on a tested pole and the conditions that failed.
-
-    `validated` needs all of: enough known prompts and two kinds of damage (else `inconclusive`); a neuron that fires
-    with the sign of its pole on a quarter of the concept's prompts (else `inactive`); a concept drop of at least 0.05
-    nats under the primary damage, and two kinds that agree (else `no_effect`); an interval of the selectivity above
-    zero, an unrelated drop of at most half the concept drop, and q ≤ 0.05 (else `not_specific`).
+    Attributes:
+        known_words: of the concept that must stand in the text.
+        positions: own positions, and positions matched to them, that must be there.
+        firing_ratio: mean activation before the concept's words over that before others.
+        q: false discovery rate of `used`.
+        carrying_words: distinct words that must carry the effect.
+        drop: nats that the damage must cost at own positions.
+        unrelated: largest drop elsewhere, as a share of the own one.
+        other_concept: largest first-order effect on another concept, as a share of the own one.
     """
-    damage = entry["damage"]
-    if missing := untestable(entry):
-        return "inactive" if missing == [INACTIVE] else "inconclusive", missing
-    agreeing = [agrees(d["concept_drop"], d["selectivity"]) for d in damage.values()]
-    checks = {
-        "no_effect": {
-            "concept drop under the floor": entry["concept_drop"] >= EFFECT_FLOOR,
-            "damage kinds disagree": sum(agreeing) >= AGREEING_KINDS,
-        },
-        "not_specific": {
-            "interval of the selectivity reaches zero": entry["ci95"][0] > 0,
-            "unrelated drop too large": entry["unrelated_drop"]
-            <= SPECIFICITY * entry["concept_drop"],
-            "q over 0.05": entry["q_value"] <= MAX_Q,
-        },
-    }
-    for name, conditions in checks.items():
-        if not all(conditions.values()):
-            return name, _failed(conditions)
-    return "validated", []
+
+    known_words: int = 6
+    positions: int = 24
+    firing_ratio: float = 1.0
+    q: float = 0.05
+    carrying_words: int = 3
+    drop: float = 0.05
+    unrelated: float = 0.5
+    other_concept: float = 0.5
 
 
-def _failed(conditions: dict[str, bool]) -> list[str]:
-    return [text for text, holds in conditions.items() if not holds]
+RULE = Thresholds()
 
 
-def untestable(entry: dict[str, Any]) -> list[str]:
-    """What keeps a pole from being tested at all, known before anything is damaged; empty where it is tested.
+@dataclass(frozen=True)
+class Evidence:
+    """All that a verdict rests on; None where it was not measured.
 
-    Only tested poles share the correction for multiple testing: leaving out hypotheses by something other than their
-    outcome keeps the false discovery rate (independent filtering, Bourgon et al. 2010).
+    Attributes:
+        known_words: distinct known words of the concept in the text.
+        own_positions: at words of the concept, by activation.
+        matched_positions: the smaller number of the two kinds of positions matched to them.
+        firing_ratio: mean activation before the concept's words over that before others.
+        used: whether the scan finds the pole used for the concept.
+        carrying_words: distinct words that carry the effect.
+        largest_other: largest effect on another concept over that on this one, first order.
+        own_drop: nats lost at own positions when the vector is gone.
+        rotate_drop: the same when a random vector of its norm stands in for it.
+        unrelated_drop: the larger of the drops at the two kinds of matched positions.
+        selectivity_low: lower end of the 95 % interval of own − unrelated.
     """
-    enough = {
-        "too few known concept prompts": entry["n_concept_prompts"] >= MIN_CONCEPT_PROMPTS,
-        "too few known unrelated prompts": entry["n_unrelated_prompts"] >= MIN_UNRELATED_PROMPTS,
-        "fewer than two kinds of damage": len(entry["damage"]) >= AGREEING_KINDS,
-    }
-    return _failed(enough) or _failed({INACTIVE: entry["firing_share"] >= FIRING_SHARE})
+
+    known_words: int
+    own_positions: int
+    matched_positions: int
+    firing_ratio: float
+    used: bool
+    carrying_words: int
+    largest_other: float
+    own_drop: float | None = None
+    rotate_drop: float | None = None
+    unrelated_drop: float | None = None
+    selectivity_low: float | None = None
 
 
-def hopeless(fires: float, other_kinds: list[tuple[float, float]]) -> bool:
-    """Whether no further draw of the primary damage can lead to `validated`.
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict and the conditions that failed, as phrases."""
 
-    True where the neuron is inactive, or where none of the other kinds (concept drop, selectivity), already measured in
-    full, agrees: two kinds then cannot. Stopping there changes no verdict of `validated`.
+    verdict: Verdict
+    failed: tuple[str, ...]
+
+    @property
+    def validated(self) -> bool:
+        """Whether nothing failed."""
+        return self.verdict == "validated"
+
+
+def judge(evidence: Evidence, rule: Thresholds = RULE) -> Judgement:
+    """The first verdict of the list below any of whose conditions fails; `validated` without one.
+
+    Order: `inconclusive`, `inactive`, `no_effect`, `not_specific`. What was not measured because an
+    earlier condition had failed counts as failed.
     """
-    return fires < FIRING_SHARE or not any(
-        agrees(drop, selectivity) for drop, selectivity in other_kinds
+    for verdict, conditions in _conditions(evidence, rule):
+        failed = tuple(phrase for phrase, holds in conditions if not holds)
+        if failed:
+            return Judgement(verdict, failed)
+    return Judgement("validated", ())
+
+
+Conditions = list[tuple[str, bool]]
+
+
+def _conditions(evidence: Evidence, rule: Thresholds) -> Iterator[tuple[Verdict, Conditions]]:
+    """Verdicts, each with the conditions whose failure leads to it."""
+    yield "inconclusive", enough_text(evidence, rule)
+    yield (
+        "inactive",
+        [("does not fire more before the concept's words", evidence.firing_ratio > rule.firing_ratio)],
     )
+    yield (
+        "no_effect",
+        [
+            (f"not used for the concept (q over {rule.q:g})", evidence.used),
+            (
+                f"fewer than {rule.carrying_words} words carry it",
+                evidence.carrying_words >= rule.carrying_words,
+            ),
+            (
+                f"own drop under {rule.drop:g} nats",
+                at_least(evidence.own_drop, rule.drop),
+            ),
+            (
+                f"own drop under rotation below {rule.drop:g} nats",
+                at_least(evidence.rotate_drop, rule.drop),
+            ),
+        ],
+    )
+    yield (
+        "not_specific",
+        [
+            (
+                "another concept's effect is more than half of its own",
+                evidence.largest_other <= rule.other_concept,
+            ),
+            (
+                "unrelated drop is more than half of the own one",
+                _specific(evidence, rule),
+            ),
+            (
+                "interval of the selectivity reaches zero",
+                evidence.selectivity_low is not None and evidence.selectivity_low > 0,
+            ),
+        ],
+    )
+
+
+def enough_text(evidence: Evidence, rule: Thresholds = RULE) -> Conditions:
+    """What the text must hold for any other verdict, with how much is missing."""
+
+    def missing(have: int, need: int, what: str) -> tuple[str, bool]:
+        return f"{have} {what}, {need - have} too few", have >= need
+
+    return [
+        missing(evidence.known_words, rule.known_words, "known words of the concept"),
+        missing(evidence.own_positions, rule.positions, "own positions"),
+        missing(evidence.matched_positions, rule.positions, "matched positions"),
+    ]
+
+
+def worth_damaging(evidence: Evidence, rule: Thresholds = RULE) -> bool:
+    """Whether damage can still lead to `validated`: all that the scan alone decides holds."""
+    first = [
+        *enough_text(evidence, rule),
+        ("fires", evidence.firing_ratio > rule.firing_ratio),
+        ("used", evidence.used),
+        ("words", evidence.carrying_words >= rule.carrying_words),
+        ("other concept", evidence.largest_other <= rule.other_concept),
+    ]
+    return all(holds for _, holds in first)
+
+
+def at_least(value: float | None, least: float) -> bool:
+    """Whether a measured value reaches a threshold; what was not measured does not."""
+    return value is not None and value >= least
+
+
+def _specific(evidence: Evidence, rule: Thresholds) -> bool:
+    if evidence.own_drop is None or evidence.unrelated_drop is None:
+        return False
+    return evidence.unrelated_drop <= rule.unrelated * evidence.own_drop

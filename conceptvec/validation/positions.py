@@ -1,0 +1,211 @@
+"""Where a pole is tested: positions in running text, chosen by activation alone from a clean pass.
+
+A position t stands for the prediction of the token after it. For one pole and one concept:
+
+* **own**: the next token is a known word of the concept, and the pole fires there; strongest first,
+  one a document, few of one word.
+* **elsewhere**: the next token is no word of the concept, and the pole fires as strongly as at the
+  own position that it is matched to.
+* **others**: the next token is a known word of another concept, of like clean log-probability.
+* **silent**: the next token is a known word of the concept, and the neuron rests.
+
+Nothing here looks at the outcome of a damage. A pair that cannot be matched is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+LARGEST_SET = 48  # own positions, where the text has them
+OF_ONE_WORD = 64  # an even share of these, and at least MIN_OF_ONE_WORD, may stand before one word
+MIN_OF_ONE_WORD = 4
+ALIKE = 0.2  # largest relative difference of activation in a matched pair
+SHORTLIST = 8  # positions nearest in activation, of which the nearest in log-probability is taken
+SILENT_SET = 16
+AT_REST = 0.05  # |activation| at a silent position, as a share of the median own one
+
+LogP = Callable[[np.ndarray], np.ndarray]  # positions → clean log-probability of the next token
+
+
+@dataclass(frozen=True)
+class Field:
+    """Running text as flat arrays over its n tokens; position i predicts token i + 1.
+
+    Attributes:
+        document: int32 (n,).
+        scored: bool (n,), whether the next token belongs to the same passage and may be scored.
+        mentions: int16 (n,), the concept that the next token speaks of in any way, or −1.
+        target: int32 (n,), the distinct known word that the next token is, or −1.
+        word_concept: int32 (W,), the concept of each distinct word.
+    """
+
+    document: np.ndarray
+    scored: np.ndarray
+    mentions: np.ndarray
+    target: np.ndarray
+    word_concept: np.ndarray
+
+    def known_words(self, concept: int) -> int:
+        """Distinct known words of a concept in the text."""
+        words = np.unique(self.target[self.target >= 0])
+        return int((self.word_concept[words] == concept).sum())
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The positions of one pole and one concept: int64 arrays; the matched ones in pairs.
+
+    Attributes:
+        own: (n,), strongest first.
+        elsewhere: (n,), matched to `own` one by one.
+        others: (m,), of the other concepts.
+        silent: (s,).
+        unmatched: own positions that were dropped because nothing elsewhere is alike.
+    """
+
+    own: np.ndarray
+    elsewhere: np.ndarray
+    others: np.ndarray
+    silent: np.ndarray
+    unmatched: int
+
+    @property
+    def matched(self) -> int:
+        """The smaller number of the two kinds of matched positions."""
+        return min(len(self.elsewhere), len(self.others))
+
+    def all(self) -> np.ndarray:
+        """Every position, each once."""
+        return np.unique(np.concatenate([self.own, self.elsewhere, self.others, self.silent]))
+
+
+def own_positions(field: Field, activation: np.ndarray, concept: int) -> np.ndarray:
+    """Positions before known words of the concept where the pole fires, strongest first.
+
+    Args:
+        field: the text.
+        activation: signed activation of the pole, positive where it fires: float32 (n,).
+        concept: its number.
+    """
+    at = _before_words_of(field, concept)
+    at = at[activation[at] > 0]
+    at = at[np.argsort(-activation[at], kind="stable")]
+    share = math.ceil(OF_ONE_WORD / max(field.known_words(concept), 1))
+    return _limited(field, at, max(MIN_OF_ONE_WORD, share))
+
+
+def _before_words_of(field: Field, concept: int) -> np.ndarray:
+    known = np.flatnonzero(field.target >= 0)
+    return known[field.word_concept[field.target[known]] == concept]
+
+
+def _limited(field: Field, at: np.ndarray, of_one_word: int) -> np.ndarray:
+    """The positions in their order, one a document and at most `of_one_word` of one word."""
+    seen_documents: set[int] = set()
+    count: dict[int, int] = {}
+    kept = []
+    for position in at:
+        document, word = int(field.document[position]), int(field.target[position])
+        if document in seen_documents or count.get(word, 0) >= of_one_word:
+            continue
+        seen_documents.add(document)
+        count[word] = count.get(word, 0) + 1
+        kept.append(int(position))
+    return np.array(kept, np.int64)
+
+
+def choose_positions(
+    field: Field, activation: np.ndarray, concept: int, log_p: LogP, seed: np.random.Generator
+) -> Positions:
+    """All positions of one pole and one concept.
+
+    Args:
+        field: the text.
+        activation: signed activation of the pole, positive where it fires: float32 (n,).
+        concept: its number.
+        log_p: gives clean log-probabilities of next tokens.
+        seed: breaks ties between positions that are alike.
+    """
+    own = own_positions(field, activation, concept)
+    pairs = _elsewhere(field, activation, concept, own, log_p)
+    kept = own[[index for index, _ in pairs]][:LARGEST_SET]
+    elsewhere = np.array([position for _, position in pairs], np.int64)[:LARGEST_SET]
+    others = _others(field, concept, kept, log_p, seed)
+    silent = _silent(field, activation, concept, kept)
+    unmatched = min(len(own), LARGEST_SET) - len(kept)
+    return Positions(kept, elsewhere, others, silent, max(unmatched, 0))
+
+
+def _elsewhere(
+    field: Field, activation: np.ndarray, concept: int, own: np.ndarray, log_p: LogP
+) -> list[tuple[int, int]]:
+    """Pairs of an index into `own` and the position matched to it, at most `LARGEST_SET`."""
+    allowed = np.flatnonzero(field.scored & (field.mentions != concept) & (activation > 0))
+    allowed = allowed[np.argsort(activation[allowed], kind="stable")]
+    strength = activation[allowed]
+
+    # The positions nearest in activation, within the limit, for every own position.
+    shortlists = []
+    for a in activation[own[: 2 * LARGEST_SET]]:
+        low, high = np.searchsorted(strength, [a * (1 - ALIKE), a * (1 + ALIKE)])
+        nearest = np.argsort(np.abs(strength[low:high] - a), kind="stable")[:SHORTLIST]
+        shortlists.append(allowed[low:high][nearest])
+    if not shortlists:
+        return []
+    log_p(np.concatenate(shortlists))  # one product for all of them; the loop looks them up
+
+    # Of those whose document is free, the nearest in log-probability.
+    pairs: list[tuple[int, int]] = []
+    free = np.ones(int(field.document.max()) + 1, bool)
+    for index, (shortlist, own_log_p) in enumerate(zip(shortlists, log_p(own), strict=False)):
+        near = shortlist[free[field.document[shortlist]]]
+        if not len(near) or len(pairs) == LARGEST_SET:
+            continue
+        best = int(near[np.abs(log_p(near) - own_log_p).argmin()])
+        free[field.document[best]] = False
+        pairs.append((index, best))
+    return pairs
+
+
+def _others(
+    field: Field, concept: int, own: np.ndarray, log_p: LogP, seed: np.random.Generator
+) -> np.ndarray:
+    """For each own position one before a word of another concept, in turn, of like log p."""
+    known = np.flatnonzero(field.target >= 0)
+    concept_of = field.word_concept[field.target[known]]
+    names = [c for c in np.unique(concept_of) if c != concept]
+    if not names or not len(own):
+        return np.zeros(0, np.int64)
+    pools = {c: known[concept_of == c] for c in names}
+    chances = {c: log_p(pool) for c, pool in pools.items()}
+    order = list(seed.permutation(len(names)))
+
+    chosen: list[int] = []
+    free = np.ones(int(field.document.max()) + 1, bool)
+    for turn, own_log_p in enumerate(log_p(own)):
+        c = names[order[turn % len(names)]]
+        left = free[field.document[pools[c]]]
+        if not left.any():
+            continue
+        gap = np.where(left, np.abs(chances[c] - own_log_p), np.inf)
+        best = int(pools[c][gap.argmin()])
+        free[field.document[best]] = False
+        chosen.append(best)
+    return np.array(chosen, np.int64)
+
+
+def _silent(
+    field: Field, activation: np.ndarray, concept: int, own: np.ndarray
+) -> np.ndarray:
+    """Positions before words of the concept where the neuron rests, one a document."""
+    if not len(own):
+        return np.zeros(0, np.int64)
+    rest = AT_REST * float(np.median(activation[own]))
+    at = _before_words_of(field, concept)
+    at = at[np.abs(activation[at]) <= rest]
+    at = at[np.argsort(np.abs(activation[at]), kind="stable")]
+    return _limited(field, at, MIN_OF_ONE_WORD)[:SILENT_SET]
