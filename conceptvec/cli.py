@@ -15,7 +15,7 @@ from typing import Any
 
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
-from conceptvec.show import display
+from conceptvec.text import printable
 from conceptvec.version import __version__
 
 STAGE3_OPTIONS = ("damage", "noise_ratio", "noise_sigma", "draws", "nulls", "chat_template", "seed")
@@ -148,7 +148,7 @@ def _run(args: argparse.Namespace) -> Answer:
         from conceptvec.tools.preflight import preflight
 
         plan = preflight(config)
-        return plan, lambda: display.printable(str(plan), keep="\n")
+        return plan, lambda: printable(str(plan), keep="\n")
     results = run(config)
     kind = results["model"]["device"].partition(":")[0]
     path, seconds = results_path(config.folder(kind), kind), sum(results["timings"].values())
@@ -157,9 +157,10 @@ def _run(args: argparse.Namespace) -> Answer:
 
 def _show(args: argparse.Namespace) -> Answer:
     from conceptvec.results import load_results
+    from conceptvec.show.tables import ROWS, results_table
 
     document = load_results(args.results)
-    return document, lambda: display.table(document, None if args.all else 25)
+    return document, lambda: results_table(document, None if args.all else ROWS)
 
 
 def _report(args: argparse.Namespace) -> Answer:
@@ -176,7 +177,7 @@ def _score_tokens(args: argparse.Namespace) -> Answer:
     from conceptvec.scoring.lexicon import score_tokens
 
     found = score_tokens(args.tokens, args.concepts)
-    matched = display.printable(", ".join(found["components"]["matched"]))
+    matched = printable(", ".join(found["components"]["matched"]))
     return (
         found,
         lambda: (
@@ -187,16 +188,16 @@ def _score_tokens(args: argparse.Namespace) -> Answer:
 
 
 def _selfcheck(args: argparse.Namespace) -> Answer:
-    from conceptvec.tools.selfcheck import selfcheck
+    from conceptvec.tools.selfcheck import checks_table, selfcheck
 
     found = selfcheck(_config(args))
-    return found, lambda: display.checks_table(found)
+    return found, lambda: checks_table(found)
 
 
 def _prompts(args: argparse.Namespace) -> Answer:
     from conceptvec.concepts import load_concepts
     from conceptvec.model.network import load_model
-    from conceptvec.validation.measure import PromptTable
+    from conceptvec.validation.measure import PromptTable, knowledge_table
 
     config = _config(args)
     prompts = load_concepts(config.concepts).prompts()
@@ -205,14 +206,14 @@ def _prompts(args: argparse.Namespace) -> Answer:
         "model": model.facts(),
         "concepts": PromptTable.build(model, config, prompts).knowledge(prompts),
     }
-    return document, lambda: display.knowledge_table(document)
+    return document, lambda: knowledge_table(document)
 
 
 def _calibrate(args: argparse.Namespace) -> Answer:
     from conceptvec.model.network import load_model
     from conceptvec.runfolder import write_atomic
     from conceptvec.show.figures import calibration
-    from conceptvec.tools.calibrate import calibrate
+    from conceptvec.tools.calibrate import calibrate, calibration_table
 
     if args.vectors < 1 or args.planted < 1:
         raise RequestError(
@@ -227,23 +228,23 @@ def _calibrate(args: argparse.Namespace) -> Answer:
         folder / "calibration.json", json.dumps(document, indent=1, allow_nan=False).encode()
     )
     calibration(document).savefig(path := folder / "calibration.png", dpi=150)
-    return document, lambda: f"{display.calibration_table(document)}\n{path}"
+    return document, lambda: f"{calibration_table(document)}\n{path}"
 
 
 def _find(args: argparse.Namespace) -> Answer:
-    from conceptvec.tools.find import find
+    from conceptvec.tools.find import find, found_table
 
     if args.limit < 1:
         raise RequestError(f"--limit: got {args.limit}, expected a whole number of at least 1")
     found = find(args.words, _config(args), args.limit, args.run)
-    return found, lambda: display.found_table(found)
+    return found, lambda: found_table(found)
 
 
 def _bench(args: argparse.Namespace) -> Answer:
-    from conceptvec.tools.bench import bench
+    from conceptvec.tools.bench import bench, bench_table
 
     found = bench(_config(args).device, args.vectors, args.parts.split(","))
-    return found, lambda: display.bench_table(found)
+    return found, lambda: bench_table(found)
 
 
 COMMANDS = {
@@ -308,5 +309,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: object, status: int) -> int:
-    print(f"conceptvec: {display.printable(' '.join(str(message).split()))}", file=sys.stderr)
+    print(f"conceptvec: {printable(' '.join(str(message).split()))}", file=sys.stderr)
     return status

@@ -11,9 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conceptvec.document import load_document
 from conceptvec.errors import RequestError
-from conceptvec.results import load_results
-from conceptvec.show.display import html, number, printable
+from conceptvec.text import html_table, number, printable
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
@@ -65,7 +65,7 @@ def card(e: Mapping[str, Any]) -> str:
                 + " · ".join(f"<bdi>{text(t.strip())}</bdi>" for t, _ in tokens[:30])
             )
     keys = ("concept_drop", "unrelated_drop", "selectivity")
-    damage = html(
+    damage = html_table(
         [[kind, *(number(d[k]) for k in keys)] for kind, d in e["damage"].items()],
         ["damage", *(k.replace("_", " ") for k in keys)],
     )
@@ -108,7 +108,7 @@ def explore(run: Mapping[str, Any] | str | Path, model: Model | None = None) -> 
         raise RequestError(
             "the explorer needs ipywidgets: pip install ipywidgets, then run this cell again"
         ) from None
-    results = load_results(run) if isinstance(run, str | Path) else run
+    results = load_document(run) if isinstance(run, str | Path) else run
     if model is not None and model.fingerprint != results["model"]["fingerprint"]:
         raise RequestError(
             f"the results are of {results['model']['id']} with other weights than the model given here"
@@ -196,7 +196,7 @@ def _trial(w: Any, model: Model, entries: Mapping[str, Any], listed: Any, seed: 
                 ]
                 first = ", ".join(f"{t.strip()} {p:.1%}" for t, p in likely)
                 rows.append([name, printable(new), printable(first)])
-            out.value = html(rows, ["", "greedy continuation", "likeliest next tokens"])
+            out.value = html_table(rows, ["", "greedy continuation", "likeliest next tokens"])
         except (RequestError, RuntimeError) as error:
             out.value = escape(str(error))
 

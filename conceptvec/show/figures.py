@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from conceptvec.show.display import number
 from conceptvec.show.style import (
     BLUE,
     GREEN,
@@ -34,6 +33,7 @@ from conceptvec.show.style import (
     font_of,
     frame,
 )  # fmt: skip
+from conceptvec.text import number
 from conceptvec.validation.rule import EFFECT_FLOOR, MAX_Q, SPECIFICITY
 
 MARKERS = {

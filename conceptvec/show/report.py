@@ -18,8 +18,9 @@ from string import Template
 from typing import Any
 
 from conceptvec.runfolder import write_atomic
-from conceptvec.show import display
 from conceptvec.show.figures import FIGURES, measured
+from conceptvec.show.tables import result_rows, summary
+from conceptvec.text import printable
 
 COLUMNS = (  # name, class, field that sorts the column (its text does where there is none)
     ("id", "", ""), ("concept", "", ""), ("score", "n less", "score"), ("verdict", "", ""),
@@ -55,9 +56,7 @@ def page(document: Mapping[str, Any]) -> str:
     )
     return Template(template).substitute(
         title=_safe(f"Concept vectors in {model['id']}"),
-        summary="".join(
-            f"<p>{_safe(line)}</p>" for line in display.summary(dict(document)).splitlines()
-        ),
+        summary="".join(f"<p>{_safe(line)}</p>" for line in summary(document).splitlines()),
         source=_safe(source),
         figures="".join(
             _figure(document, name) for name in measured(document) if name != "vector_card"
@@ -65,19 +64,19 @@ def page(document: Mapping[str, Any]) -> str:
         extra=_sets(document.get("concept_sets")),
         damage=_safe(document["configuration"]["damage"][0]),
         head="".join(f'<th class="{css}"><button>{name}</button></th>' for name, css, _ in COLUMNS),
-        rows="\n".join(map(_row, entries, display.rows(dict(document), None))),
+        rows="\n".join(map(_row, entries, result_rows(document, None))),
         data=json.dumps(entries, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
 
 def _safe(text: Any) -> str:
-    return escape(display.printable(str(text)))
+    return escape(printable(str(text)))
 
 
 def _shown(value: Any) -> Any:
     """The same value with every text printable."""
     if isinstance(value, str):
-        return display.printable(value)
+        return printable(value)
     if isinstance(value, Mapping):
         return {k: _shown(v) for k, v in value.items()}
     return [_shown(v) for v in value] if isinstance(value, list) else value

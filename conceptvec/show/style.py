@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-from conceptvec.show.display import printable
+from conceptvec.text import printable
 
 INK, MUTED, PALE = "#333333", "#666666", "#bbbbbb"
 BLUE, GREEN, ORANGE, RED = "#0072b2", "#009e73", "#e69f00", "#d55e00"

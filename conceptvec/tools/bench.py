@@ -17,6 +17,7 @@ from conceptvec.errors import RequestError
 from conceptvec.extraction.projection import Projector
 from conceptvec.model.device import choose_device, choose_dtype, now
 from conceptvec.model.memory import peak_memory
+from conceptvec.text import table
 from conceptvec.tools.bench_scoring import bench_scoring
 from conceptvec.tools.bench_validation import bench_validation
 
@@ -179,3 +180,18 @@ def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def bench_table(figures: dict[str, Any]) -> str:
+    """The answer of `bench` as text: a value per line under its dotted name."""
+    return table(_flat(figures), ())
+
+
+def _flat(figures: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, f"{value:.4g}" if isinstance(value, float) else value))
+    return rows

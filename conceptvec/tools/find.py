@@ -30,9 +30,10 @@ from conceptvec.model.weights import load_weights
 from conceptvec.runfolder import manifests, read_part
 from conceptvec.scoring.lexicon import lemma, normalise
 from conceptvec.scoring.stage import vector_id
-from conceptvec.text import plain
+from conceptvec.text import number, plain, printable, table, words_of
 
 SHOWN_TOKENS = 15
+SHOWN_IN_TABLE = 8
 
 
 def word_forms(words: Sequence[str], texts: list[str], masked: np.ndarray) -> dict[str, list[int]]:
@@ -201,3 +202,29 @@ def _describe(
             best = max(ids, key=lambda t: float(z[place[t], i]))
             rank = 1 + int((z[:, i] > z[place[best], i]).sum())
             f["words"][word] = {"strength": f["words"][word], "token": texts[best], "rank": rank}
+
+
+def found_table(answer: dict[str, Any]) -> str:
+    """The answer of `find` as text."""
+    rows = []
+    for pole in answer["results"]:
+        best_forms = (
+            f"{printable(form['token'].strip())} #{form['rank']}" for form in pole["words"].values()
+        )
+        rows.append(
+            [
+                pole["id"],
+                number(pole["standing"], 1),
+                number(pole["strength"], 1),
+                ", ".join(best_forms),
+                words_of(token for token, _ in pole["top_tokens"][:SHOWN_IN_TABLE]),
+            ]
+        )
+    forms = "; ".join(f"{word}: {printable(' | '.join(f))}" for word, f in answer["words"].items())
+    headers = ("vector", "standing", "strength", "best form and its rank", "tokens")
+    return (
+        f"{answer['neurons_examined']:,} neurons of {answer['model']}, forms {forms}\n\n"
+        f"{table(rows, headers)}\n\n"
+        "Strength: the words' mean readout in standard deviations of the neuron's own; "
+        "standing: that, against its layer's neurons."
+    )

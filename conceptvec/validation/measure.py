@@ -16,7 +16,7 @@ import torch
 
 from conceptvec.config import Config
 from conceptvec.runfolder import Arrays
-from conceptvec.text import plain
+from conceptvec.text import number, plain, printable, table
 from conceptvec.validation.damage import Damage, damages
 from conceptvec.validation.engine import Engine, State
 from conceptvec.validation.rule import hopeless
@@ -105,6 +105,33 @@ class PromptTable:
         """The neutral prompts on which the divergence is measured."""
         rng = np.random.default_rng([self.seed, 12])
         return sorted(int(i) for i in rng.permutation(self.groups["neutral"])[:NEUTRAL])
+
+
+def knowledge_table(document: Mapping[str, Any]) -> str:
+    """How well the model knows the prompts' answers, and the prompts that are left out, as text."""
+    groups = document["concepts"]
+    rows = [
+        [
+            printable(name),
+            group["prompts"],
+            group["known"],
+            number(group["median_log_p"], 2),
+            f"{group['median_rank']:,.0f}",
+        ]
+        for name, group in groups.items()
+    ]
+    left_out = [
+        f"  {printable(answer['prompt'] + answer['answer'])}  (rank {answer['rank']:,})"
+        for group in groups.values()
+        for answer in group["answers"]
+        if not answer["known"]
+    ]
+    rule = (
+        "log p in nats per answer token. Left out, because an answer token is not among the "
+        f"{KNOWN_RANK:,} likeliest: {len(left_out)}"
+    )
+    headers = ("concept", "prompts", "known", "median log p", "median rank")
+    return "\n".join([table(rows, headers), "", rule, *left_out])
 
 
 class Experiment:

@@ -14,13 +14,15 @@ from conceptvec import Config
 from conceptvec.errors import RequestError, RunError
 from conceptvec.model.network import Model
 from conceptvec.results import Results
-from conceptvec.show import display, explorer
+from conceptvec.show import explorer
+from conceptvec.show.tables import results_table
+from conceptvec.text import number
 from conceptvec.validation.damage import continuation, damages
 from tests.documents import HOSTILE, document, entry
 
 
 def test_terminal_text_has_no_control_characters() -> None:
-    shown = display.table(document())
+    shown = results_table(document())
     assert all(ch.isprintable() or ch == "\n" for ch in shown)
     assert "2 validated vectors in 2 of 3 concepts" in shown and "not specific" in shown
     assert repr(Results(document())).startswith(
@@ -35,7 +37,7 @@ def test_cell_html_is_escaped() -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [display.number(x, 2) for x in (None, 0.0, -0.001, -0.2, 1.239)] == [
+    assert [number(x, 2) for x in (None, 0.0, -0.001, -0.2, 1.239)] == [
         "–",
         "0.00",
         "0.00",
