@@ -36,10 +36,10 @@ def run(config: Config) -> Results:
         RunError: the run failed; what was finished is kept.
     """
     plan = preflight(config)  # before anything is downloaded or loaded
-    for note in plan["warnings"]:
+    for note in plan.warnings:
         logger.warning(note)
-    if plan["problems"]:
-        raise RequestError("; ".join(plan["problems"]))
+    if plan.problems:
+        raise RequestError("; ".join(plan.problems))
     from conceptvec.extraction.stage import extract
     from conceptvec.model.network import load_model
     from conceptvec.model.weights import load_weights
