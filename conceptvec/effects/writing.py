@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 LENGTH = 40  # tokens that are written after the longest opening of a part
 BLOCK = 512  # tokens whose probabilities are summed before one of them is drawn
-ROWS_IN_CACHE = 4  # rows of logits that are worked on at a time on a CPU, so that they stay in its cache
+ROWS_IN_CACHE = (
+    4  # rows of logits that are worked on at a time on a CPU, so that they stay in its cache
+)
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,7 @@ def ending_tokens(model: Model) -> list[int]:
     return sorted(end for end in special if end < model.vocab_size)
 
 
-def write(
-    model: Model, part: WrittenPart, continues: np.ndarray, length: int = LENGTH
-) -> Passages:
+def write(model: Model, part: WrittenPart, continues: np.ndarray, length: int = LENGTH) -> Passages:
     """Write one part; each opening gives one passage and is one document.
 
     Args:
@@ -140,7 +140,7 @@ def _cache_is_right(model: Model, length: int) -> bool:
     """Whether a cache that keeps everything gives what the whole text gives.
 
     Beyond a sliding window it does not in every version of transformers. No text here is as long as
-    a real model's window of 512 tokens or more; the demo's of 16 costs next to nothing to run again.
+    a real model's window of 512 tokens or more; the demo's of 16 is run again at little cost.
     """
     window = getattr(model.hf.config.get_text_config(), "sliding_window", None)
     return window is None or length <= window
