@@ -64,7 +64,7 @@ def _verdicts(document: Mapping[str, Any]) -> str:
 
 def _nulls(document: Mapping[str, Any]) -> list[str]:
     """What the null neurons gave, and whether there were enough of them."""
-    nulls, lines = document["null_calibration"], []
+    nulls, lines = document["null_calibration"], list[str]()
     if nulls.get("tested"):
         lines.append(
             f"nulls: {nulls['false_validations']} of {nulls['tested']} null neurons pass "
