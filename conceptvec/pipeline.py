@@ -48,7 +48,7 @@ def run(config: Config) -> Results:
 
     start = time.perf_counter()
     streamed = config.stages == (1,)  # the projection needs no forward pass
-    model = load_weights(config) if streamed else load_model(config)
+    model: Any = load_weights(config) if streamed else load_model(config)
     if config.chat_template and 3 in config.stages:
         model.encode("", chat=True)  # refused before anything is written
     parts = open_run(model, config)

@@ -17,8 +17,15 @@ import torch
 import transformers
 
 from conceptvec import Config
-from conceptvec.model.network import FAMILIES, Model
+from conceptvec.model.checkpoint import FAMILIES
+from conceptvec.model.network import Model
 
+# The families that this version of transformers knows; 4.50 has no Qwen 3.
+KNOWN = [
+    family
+    for family in FAMILIES
+    if family in transformers.models.auto.configuration_auto.CONFIG_MAPPING
+]
 WORDS = [f"w{i}" for i in range(200)]
 ANIMALS = [
     "dog",
@@ -128,6 +135,12 @@ def wrap(hf: Any, family: str = "gemma3_text") -> Model:
     )
 
 
+def save(hf: Any, folder: Path, **options: Any) -> None:
+    """Save a network and the tokenizer as a model folder."""
+    hf.save_pretrained(folder, **options)
+    make_tokenizer().save_pretrained(folder)
+
+
 @pytest.fixture
 def tiny() -> Model:
     """A tiny random Gemma 3."""
@@ -172,6 +185,15 @@ def concepts_document() -> dict[str, Any]:
             {"prompt": f"w{i} w{i + 3}", "answer": f" w{i + 7}"} for i in range(60)
         ],
     }
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Config:
+    """A configuration with two concepts in the tiny tokenizer's words and two lines of text."""
+    concepts, corpus = tmp_path / "concepts.json", tmp_path / "corpus.txt"
+    concepts.write_text(json.dumps(concepts_document()))
+    corpus.write_text("w1 w2 w3 dog w4\nw5 w6 red w7")
+    return Config(device="cpu", top_k=10, concepts=str(concepts), corpus=str(corpus))
 
 
 @pytest.fixture(scope="session")

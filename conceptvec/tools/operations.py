@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from conceptvec.extraction.activations import _Gather
+from conceptvec.extraction.agreement import READOUT
 from conceptvec.extraction.projection import Projector
 
 GEMMA_HIDDEN, GEMMA_MLP, GEMMA_VOCABULARY = 1152, 6912, 262_144
 EXACT, ROUNDED = 2e-5, 2e-2  # allowed: in float32, in bfloat16
 LONG_SUM = 1e-4  # allowed over thousands of terms
-READOUTS = 1e-4  # allowed of a readout that decides what is kept
 FIRST_NORMALS = (-1.1258398, -1.1523602, -0.2505786)  # of seed 0, on every machine
 
 
@@ -92,7 +92,7 @@ def operations(device: torch.device, dtype: torch.dtype, longest: int) -> list[C
         (
             "projection at Gemma's width",
             f"(4, 64) onto {GEMMA_VOCABULARY} tokens",
-            READOUTS,
+            READOUT,
             partial(wide_projection, device),
         ),
     ]

@@ -14,6 +14,7 @@ from conceptvec.runfolder import Arrays, Parts, Task, part_name
 from conceptvec.scoring.stage import Scored
 from conceptvec.text import plain
 from conceptvec.validation import statistics as stats
+from conceptvec.validation.agreement import damage_agreement
 from conceptvec.validation.measure import RATIOS, Experiment, PromptTable
 from conceptvec.validation.nulls import (
     Entry,
@@ -73,11 +74,11 @@ def damage_candidates(
     Raises:
         RunError: a forward pass gives NaN or infinity, or a sample of damaged passes does not agree with the CPU.
     """
-    from conceptvec.tools.selfcheck import damage_agreement
-
     start, parts = time.perf_counter(), parts or Parts()
-    checked = damage_agreement(model, config, [p.layer for p in scored.candidates.layers])
     prompts, activations = scored.concepts.prompts(), scored.candidates.activations
+    everything = [prompt for group in prompts.values() for prompt in group]
+    layers = [p.layer for p in scored.candidates.layers]
+    checked = damage_agreement(model, config, layers, everything)
     entries = [dict(e) for e in scored.entries if e["concept"] in prompts]
     table = PromptTable.build(model, config, prompts)
     experiment = Experiment(model, config, table, activations.mean)
