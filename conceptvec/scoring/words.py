@@ -40,12 +40,8 @@ ENDINGS = {
     "ar": (4, "ة ات ه ها هم ين ان ون ي"),
     "ko": (2, "을 를 은 는 이 가 에 의 도 와 과 로 으로 에서 들 들이 들은 들을"),
 }  # fmt: skip
-BARE = {
-    "pl",
-    "ru",
-    "uk",
-    "ar",
-}  # the stem itself is a form, as in the Slavic genitive plural: собака, собак
+# The stem itself is a form, as in the Slavic genitive plural: собака, собак.
+BARE = {"pl", "ru", "uk", "ar"}
 ARTICLE = re.compile(r"^(وال|بال|كال|فال|لل|ال)(?=...)")
 SCRIPTS = {
     "LATIN": ("en", "de", "fr", "es", "it", "pt", "pl", "tr"), "CYRILLIC": ("ru", "uk"), "DEVANAGARI": ("hi",),
@@ -69,13 +65,21 @@ def _endings(language: str) -> re.Pattern[str]:
     return re.compile(rf"(?<=.{{{least}}})(?:{longest_first})$")
 
 
+@cache
+def _script_of(letter: str) -> str:
+    return unicodedata.name(letter, "?").split()[0].removesuffix("-COMPATIBILITY")
+
+
+def script(word: str) -> str:
+    """The script of a normalised word by its first letter, such as ``LATIN``; empty for no word."""
+    if not word:
+        return ""
+    return "LATIN" if word.isascii() else _script_of(word[0])
+
+
 def languages(word: str) -> tuple[str, ...]:
     """The languages of the lexicon that the word's script may stand for; none where nothing is inflected."""
-    return (
-        SCRIPTS["LATIN"]
-        if word.isascii()
-        else SCRIPTS.get(unicodedata.name(word[0], "?").split()[0], ())
-    )
+    return SCRIPTS.get(script(word), ())
 
 
 def stems(word: str, language: str) -> tuple[str, ...]:

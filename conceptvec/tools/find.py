@@ -28,7 +28,7 @@ from conceptvec.extraction.stage import make_projector
 from conceptvec.model.network import Model
 from conceptvec.model.weights import load_weights
 from conceptvec.runfolder import manifests, read_part
-from conceptvec.scoring.lexicon import lemma, normalise
+from conceptvec.scoring.words import lemma, normalise
 from conceptvec.scoring.stage import vector_id
 from conceptvec.text import plain
 

@@ -10,7 +10,7 @@ import torch
 
 from conceptvec.concepts import BUILT_IN, Prompt, load_concepts
 from conceptvec.errors import RequestError, RunError
-from conceptvec.scoring.lexicon import lemma, normalise
+from conceptvec.scoring.words import lemma, normalise
 from conceptvec.tools.bench_validation import bench_validation
 from conceptvec.validation.damage import Damage, continuation, damaging
 from conceptvec.validation.engine import Engine
