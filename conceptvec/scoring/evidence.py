@@ -26,13 +26,17 @@ from conceptvec.scoring.table import NOT_A_WORD, TokenTable
 
 RANKS = 30  # tokens of a list that are read: what a person looks at
 HALF_LIFE = 30  # ranks after which a token's weight has halved
-INTERCEPT, SLOPE, STANDOUT = 5.55, 4.57, 2.47  # A, B and C
+INTERCEPT, SLOPE, STANDOUT = 4.75, 4.5, 2.15  # A, B and C
 OFFSET = 0.02  # of the share, under the logarithm
 WORDS = 3  # distinct words of a concept, fewer lower the score
 RIVAL = 0.8  # part of the concept's share from which another theme counts as strong as it
 STANDOUT_RANK = 10  # the token by which a list stands out
+STANDOUT_FULL = 0.5  # standard deviations from which more counts no more
 ONE_WORD = 0.73  # part of a list on one word from which it is a list of that word
-MOSTLY, PLAIN = 0.55, 0.6  # lists with so much on one word need that share: the word must be the concept's own
+MOSTLY, PLAIN = (
+    0.55,
+    0.6,
+)  # lists with so much on one word need that share: the word must be the concept's own
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def standout(
     """How far a list rises out of its readout, in [0, 1] for n lists.
 
     The tenth token's distance from the readout's mean in standard deviations, less the distance that
-    it has in a Gaussian readout over as many tokens. Below 0 and above 1 nothing is gained.
+    it has in a Gaussian readout over as many tokens, as a part of `STANDOUT_FULL`.
 
     Args:
         top: (n, k) readout values, strongest first; of the suppressed pole with their signs turned.
@@ -153,7 +157,7 @@ def standout(
     rank = min(STANDOUT_RANK, top.shape[1])
     distance = (top[:, rank - 1] - mean) / np.sqrt(np.maximum(variance, 1e-30))
     above = min(max(1 - rank / max(vocabulary, 1), 0.5), 1 - 1e-12)
-    return np.clip(distance - NormalDist().inv_cdf(above), 0, 1)
+    return np.clip((distance - NormalDist().inv_cdf(above)) / STANDOUT_FULL, 0, 1)
 
 
 def combine(evidence: Evidence, stands_out: np.ndarray, one_word: np.ndarray) -> np.ndarray:

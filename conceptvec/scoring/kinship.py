@@ -25,7 +25,14 @@ import torch
 
 from conceptvec.concepts import BUILT_IN, ConceptSet, data
 from conceptvec.scoring.listed import is_built_in
-from conceptvec.scoring.table import MEMBERSHIPS, NOT_A_WORD, Listed, Reader, TokenTable, pieces
+from conceptvec.scoring.table import (
+    MEMBERSHIPS,
+    NOT_A_WORD,
+    Listed,
+    Reader,
+    TokenTable,
+    find_pieces,
+)
 from conceptvec.scoring.words import normalise, script
 
 SHRINK = 0.1  # part of the covariance that is replaced by its mean variance
@@ -34,7 +41,11 @@ CHUNK = 2**15  # rows in float32 at a time
 SKETCH = 128  # dimensions of the random projection in which words are compared with words
 MEMBERS = 3  # listed words that a prototype needs
 LANGUAGE_MEMBERS = 20  # words that a language needs to be told from the others
-STEEP, LEVEL, KNOWN = 10.0, 0.65, 4.0  # of the membership: slope, level and the head start of a listed word
+STEEP, LEVEL, KNOWN = (
+    10.0,
+    0.65,
+    4.0,
+)  # of the membership: slope, level and the head start of a listed word
 OWN = 0.25  # the scale of a theme's own cosines; no theme counts as broader than a fifth of it
 HOMOGRAPH_FLOOR = 0.3
 UNTRAINED = 0.5  # cosine to the reserved rows from which a token was never trained
@@ -75,7 +86,7 @@ class Kinship:
         listed = reader.read(tokens, masked)
         rows = Rows(unembedding, tokens, masked)
         listed.lemma[rows.untrained] = NOT_A_WORD
-        piece = pieces(tokens, listed.words)
+        pieces = find_pieces(tokens, listed.words)
         usable = (listed.lemma != NOT_A_WORD) & ~masked
         prototypes = [
             prototype
@@ -88,7 +99,7 @@ class Kinship:
         )
         theme, weight = _memberships(reader, listed, prototypes, cosines)
         weight[~usable] = 0
-        self.table: TokenTable = reader.table(listed, piece, theme, weight)
+        self.table: TokenTable = reader.table(listed, pieces, theme, weight)
         self.language, self.english = _languages(listed.words, languages, tongues)
 
 
@@ -267,9 +278,7 @@ def _tongues(
     return kept, [np.array(members[language]) for language in kept]
 
 
-def _languages(
-    words: list[str], cosines: np.ndarray, tongues: list[str]
-) -> tuple[np.ndarray, int]:
+def _languages(words: list[str], cosines: np.ndarray, tongues: list[str]) -> tuple[np.ndarray, int]:
     """A number per language, int (V,), and English's: of Latin words the nearest language, of others the script."""
     codes: dict[str, int] = {}
     numbers = np.array([codes.setdefault(script(word), len(codes)) for word in words], np.int64)

@@ -105,7 +105,7 @@ class Lexicon:
             return None
         matches: list[Match] = []
         for language in languages(word):
-            table = self.by_stem.get(language)
+            table = self.by_stem.get(language, {})
             for stem in stems(word, language) if table else ():
                 if (len(stem) < len(word) or language in BARE) and stem in table:
                     matches.append(table[stem])

@@ -3,7 +3,7 @@
 - a **concept** where the score (`evidence`) reaches the threshold;
 - **lexical** where the list is essentially one word: its forms, its spellings, its translations; or one sign;
 - **mixed** where two themes of the same strength share the list;
-- **other** where the list's words are more alike than 99 % of the null lists', and no concept's;
+- **other** where the list's words are more alike than 99 % of the null lists', and whole words by half at least;
 - **none** for the rest, unless two themes are there, both weak: then it is mixed.
 
 Coherence, the mean pairwise cosine of the distinct words, decides *other* alone. It is not in the score: lists of any
@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from conceptvec.concepts import ConceptSet
 from conceptvec.scoring import evidence as ev
+from conceptvec.scoring.answers import LEXICAL, MIXED, NONE, OTHER, Lists
 from conceptvec.scoring.kinship import Kinship
 
 COHERENT = 0.99  # percentile of the null from which a list outside the concepts is called `other`
@@ -30,27 +30,6 @@ TRANSLATION = 0.3  # cosine from which a word of another language counts as the 
 SIGNS = 0.6  # part of a list on signs from which it is a list of signs, no words
 ONE_SIGN = 0.7  # part of such a list that has the same sign
 SECOND, STRONG, WEAK = 2 / 3, 0.25, 0.14  # of the second theme: against the first; alone
-NONE, MIXED, LEXICAL, OTHER = -1, -2, -3, -4
-LABELS = {NONE: "none", MIXED: "mixed", LEXICAL: "lexical", OTHER: "other"}
-
-
-@dataclass(frozen=True)
-class Lists:
-    """What the scorer says of n lists; arrays of length n.
-
-    Attributes:
-        label: index of the concept, or below zero: `LABELS`.
-        concept: index of the best concept, whatever the label; -1 where there is none.
-        score: in [0, 1], of that concept.
-        components: what the score and the label were made of.
-        first: bool (n, `RANKS`), the token is the first form of a whole word.
-    """
-
-    label: np.ndarray
-    concept: np.ndarray
-    score: np.ndarray
-    components: dict[str, np.ndarray]
-    first: np.ndarray
 
 
 class Scorer:
@@ -117,8 +96,9 @@ class Scorer:
         percentile: np.ndarray,
     ) -> np.ndarray:
         """The answers of the module's first lines, the first that holds."""
-        strong, weak = np.maximum(found.share, found.rival_share), np.minimum(
-            found.share, found.rival_share
+        strong, weak = (
+            np.maximum(found.share, found.rival_share),
+            np.minimum(found.share, found.rival_share),
         )
         signs = found.signs >= SIGNS
         even = (weak >= STRONG) & (weak >= SECOND * strong)
@@ -127,10 +107,18 @@ class Scorer:
             signs & (self._one_sign(ids, signs) >= ONE_SIGN),
             (one_word >= ev.ONE_WORD) & ~signs,
             even,
-            (percentile >= COHERENT) & ~signs,
+            (percentile >= COHERENT) & ~signs & self._whole(ids, found.first),
             weak >= WEAK,
         ]
         return np.select(answers, [found.concept, LEXICAL, LEXICAL, MIXED, OTHER, MIXED], NONE)
+
+    def _whole(self, ids: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Whether no more than half of a list's distinct words could go on with another word, bool (n,).
+
+        Such tokens lie close together in any model that hardly trained them apart.
+        """
+        ids, use = central(ids, first)
+        return (self.table.continues[ids] & use).sum(1) <= use.sum(1) / 2
 
     def coherence(self, ids: np.ndarray, first: np.ndarray) -> np.ndarray:
         """Mean pairwise cosine of the first distinct words of each list, (n,)."""
@@ -142,9 +130,7 @@ class Scorer:
         pairs = np.maximum(n * (n - 1), 1)
         return np.where(n > 1, ((total**2).sum(1) - n) / pairs, 0.0)
 
-    def one_word(
-        self, ids: np.ndarray, found: ev.Evidence, coherence: np.ndarray
-    ) -> np.ndarray:
+    def one_word(self, ids: np.ndarray, found: ev.Evidence, coherence: np.ndarray) -> np.ndarray:
         """The weighted part of each list on its strongest word, its forms and its translations, (n,).
 
         The strongest word is that with the most weight on its forms. A word of another language is its translation
@@ -159,9 +145,7 @@ class Scorer:
         proper = self.table.proper[found.rival] & (found.rival_share > found.share)
         open_rows = np.flatnonzero((part < ev.ONE_WORD) & ~proper & (coherence >= ALIKE))
         if len(open_rows):
-            part[open_rows] += self._translations(
-                ids[open_rows], forms[open_rows], head[open_rows]
-            )
+            part[open_rows] += self._translations(ids[open_rows], forms[open_rows], head[open_rows])
         return part
 
     def _translations(self, ids: np.ndarray, forms: np.ndarray, head: np.ndarray) -> np.ndarray:

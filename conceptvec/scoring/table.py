@@ -39,6 +39,7 @@ class TokenTable:
         proper: bool (themes,), the theme's words are proper names.
         lemma: int (V,), one number per word; `NOT_A_WORD` where there is none.
         piece: bool (V,), the token only continues a word.
+        continues: bool (V,), it may do so: no space and no capital stand before it.
         theme: int (V, MEMBERSHIPS), the themes that a token belongs to.
         weight: float32 (V, MEMBERSHIPS), how far it belongs to them; 0 where there is no more.
     """
@@ -48,6 +49,7 @@ class TokenTable:
     proper: np.ndarray
     lemma: np.ndarray
     piece: np.ndarray
+    continues: np.ndarray
     theme: np.ndarray
     weight: np.ndarray
 
@@ -74,6 +76,14 @@ class Listed:
     concept: np.ndarray
     hit: np.ndarray
     border: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Tokens that continue a word, bool (V,) each: those that can be nothing else, and those that may be words too."""
+
+    sure: np.ndarray
+    possible: np.ndarray
 
 
 class Reader:
@@ -124,10 +134,11 @@ class Reader:
         theme[beside, 1] = len(self.names) + listed.border[beside]
         weight[beside, 1] = 1 - weight[beside, 0]
         # Which tokens are pieces of words only a whole vocabulary can tell.
-        return self.table(listed, np.zeros(len(tokens), bool), theme, weight)
+        unknown = np.zeros(len(tokens), bool)
+        return self.table(listed, Pieces(unknown, unknown), theme, weight)
 
     def table(
-        self, listed: Listed, piece: np.ndarray, theme: np.ndarray, weight: np.ndarray
+        self, listed: Listed, pieces: Pieces, theme: np.ndarray, weight: np.ndarray
     ) -> TokenTable:
         """The table with the given memberships."""
         proper = [name in border_names() for name in self.borders.names]
@@ -136,23 +147,27 @@ class Reader:
             concepts=len(self.names),
             proper=np.array([False] * len(self.names) + proper, bool),
             lemma=listed.lemma,
-            piece=piece,
+            piece=pieces.sure,
+            continues=pieces.possible,
             theme=theme,
             weight=weight,
         )
 
 
-def pieces(tokens: Sequence[str], words: Sequence[str]) -> np.ndarray:
-    """Tokens that only continue a word, bool (V,).
+def find_pieces(tokens: Sequence[str], words: Sequence[str]) -> Pieces:
+    """Tokens that continue a word.
 
-    Without a space before it, in a script that writes spaces, a token is a whole word where the
-    vocabulary has it with a space too. In a vocabulary without spaces there are no pieces.
+    Without a space before it, in a script that writes spaces, a token is a whole word for sure only
+    where it starts with a capital, and a piece for sure where the vocabulary has it with no space
+    before it alone. In a vocabulary without spaces there are no pieces.
     """
     spaced = {word for token, word in zip(tokens, words, strict=True) if token[:1] in SPACE}
-    piece = np.zeros(len(tokens), bool)
+    sure, possible = np.zeros(len(tokens), bool), np.zeros(len(tokens), bool)
     if not spaced:
-        return piece
+        return Pieces(sure, possible)
     for i, (token, word) in enumerate(zip(tokens, words, strict=True)):
-        whole = not word or token[:1] in SPACE or word in spaced or word.isnumeric()
-        piece[i] = not whole and script(word) not in UNSPACED
-    return piece
+        if not word or token[:1] in SPACE or word.isnumeric() or script(word) in UNSPACED:
+            continue
+        sure[i] = word not in spaced
+        possible[i] = not token[:1].isupper()
+    return Pieces(sure, possible)
