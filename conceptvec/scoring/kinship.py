@@ -9,10 +9,11 @@ nearest two thousand tokens to a concept's mean contain 81 % of them; on rows th
 A theme's **prototype** is the mean of its listed words (a concept may have more than one, `facets`: digits are far from
 number words). A word's membership in theme i is
 
-    m_i = e^{b_i} / (1 + Σ_j e^{b_j}),   b_i = 10·(cos_i / √(own_i/4) - 0.65) + 4·[listed]
+    m_i = e^{b_i} / (1 + Σ_j e^{b_j}),   b_i = 10·(cos_i - c_i) / s_i + 4·[listed]
 
-with own_i the median cosine of the theme's words to the mean of the others: a broad theme has a smaller one. A word
-that a concept lists belongs to it fully, a homograph as far as its row says and by 0.3 at least.
+with s_i = √(own_i/4) and own_i the median cosine of the theme's words to the mean of the others: a broad theme has a
+smaller one. The level c_i is 0.65·s_i, and 3.5/√H at least, which chance hardly reaches. A word that a concept lists
+belongs to it fully, a homograph as far as its row says and by 0.3 at least.
 """
 
 from __future__ import annotations
@@ -41,11 +42,9 @@ CHUNK = 2**15  # rows in float32 at a time
 SKETCH = 128  # dimensions of the random projection in which words are compared with words
 MEMBERS = 3  # listed words that a prototype needs
 LANGUAGE_MEMBERS = 20  # words that a language needs to be told from the others
-STEEP, LEVEL, KNOWN = (
-    10.0,
-    0.65,
-    4.0,
-)  # of the membership: slope, level and the head start of a listed word
+# Of the membership: its slope, its level, and the head start of a listed word.
+STEEP, LEVEL, KNOWN = 10.0, 0.65, 4.0
+CHANCE = 3.5  # standard deviations of a random row's cosine that a level lies above 0 at least
 OWN = 0.25  # the scale of a theme's own cosines; no theme counts as broader than a fifth of it
 HOMOGRAPH_FLOOR = 0.3
 UNTRAINED = 0.5  # cosine to the reserved rows from which a token was never trained
@@ -97,7 +96,7 @@ class Kinship:
         cosines, languages, self.sketch = rows.compare(
             [prototype.members for prototype in prototypes], members
         )
-        theme, weight = _memberships(reader, listed, prototypes, cosines)
+        theme, weight = _memberships(reader, listed, prototypes, cosines, unembedding.shape[1])
         weight[~usable] = 0
         self.table: TokenTable = reader.table(listed, pieces, theme, weight)
         self.language, self.english = _languages(listed.words, languages, tongues)
@@ -218,7 +217,7 @@ def _facets(name: str, concepts: ConceptSet) -> list[list[str]]:
 
 
 def _memberships(
-    reader: Reader, listed: Listed, prototypes: list[Prototype], cosines: np.ndarray
+    reader: Reader, listed: Listed, prototypes: list[Prototype], cosines: np.ndarray, hidden: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The strongest themes of every token and how far it belongs to them, (V, MEMBERSHIPS) each."""
     size, themes = len(listed.words), len(reader.themes)
@@ -226,9 +225,10 @@ def _memberships(
     for column, prototype in enumerate(prototypes):
         theme, own = prototype.theme, np.median(cosines[prototype.members, column])
         scale = np.sqrt(OWN * max(float(own), OWN / 5))
+        level = max(LEVEL * scale, CHANCE / np.sqrt(hidden))
         known = _lists(listed, theme, len(reader.names))
-        level = STEEP * (cosines[:, column] / scale - LEVEL) + KNOWN * known
-        odds[:, theme] += np.exp(np.minimum(level, 60))
+        exponent = STEEP * (cosines[:, column] - level) / scale + KNOWN * known
+        odds[:, theme] += np.exp(np.minimum(exponent, 60))
     belongs = odds / (1 + odds.sum(1, keepdims=True))
     return _strongest(_with_listed(belongs, listed))
 
