@@ -14,14 +14,15 @@ from conceptvec.errors import RequestError
 from conceptvec.model.network import Model
 
 LOW_NORM = 0.1  # share of the median row norm under which a row counts as untrained
-_HIDDEN = re.compile(r"<(0x[0-9A-F]{2}|unused\d+)>")
+_HIDDEN = re.compile(r"(<0x[0-9A-F]{2}>)+|<unused\d+>")
+_BYTE = re.compile("[\udc80-\udcff]")  # as Python writes a byte that is no text
 
 
 def token_texts(model: Model) -> list[str]:
     """All tokens as the tokenizer writes them; ids without a token are empty.
 
     ▁ is shown as a space. Byte-level tokenizers write every byte as a letter (``Ġ`` is a space): their tokens are
-    decoded, and bytes that are no text by themselves become �.
+    decoded, and bytes that are no text by themselves become ``<0xE7>``, as other tokenizers write them.
     """
     size = min(model.vocab_size, len(model.tokenizer))
     written = model.tokenizer.convert_ids_to_tokens(list(range(size)))
@@ -49,7 +50,8 @@ def _decoded(text: str, letters: dict[str, int]) -> str:
     """The text that byte letters stand for; a special token, which has other letters, stays as it is."""
     if not all(letter in letters for letter in text):
         return text
-    return bytes(letters[letter] for letter in text).decode("utf-8", errors="replace")
+    decoded = bytes(letters[letter] for letter in text).decode("utf-8", errors="surrogateescape")
+    return _BYTE.sub(lambda byte: f"<0x{ord(byte[0]) - 0xDC00:02X}>", decoded)
 
 
 def masked_tokens(model: Model, texts: list[str]) -> torch.Tensor:
@@ -58,7 +60,7 @@ def masked_tokens(model: Model, texts: list[str]) -> torch.Tensor:
         getattr(model.tokenizer, "added_tokens_decoder", {})
     )
     named = [
-        not text.strip(" �") or i in special or bool(_HIDDEN.fullmatch(text))
+        not text.strip() or i in special or bool(_HIDDEN.fullmatch(text.strip()))
         for i, text in enumerate(texts)
     ]
     parts = model.unembedding.split(2**14)  # no copy of the whole matrix in another precision

@@ -97,12 +97,16 @@ def _gathered(ordered: Sequence[OtherList], sketch: np.ndarray) -> list[Group]:
 def _merged(groups: list[Group]) -> list[Group]:
     """Groups whose means lie within `SAME_GROUP` of a larger group's are taken into it."""
     kept: list[Group] = []
-    for one in sorted(groups, key=lambda g: (-len(g.lists), g.lists[0].id)):
-        near = np.array([other.mean for other in kept]) @ one.mean if kept else np.zeros(0)
-        if len(near) and near.max() >= SAME_GROUP:
-            kept[int(near.argmax())].merge(one)
-        else:
+    means = np.zeros((len(groups), len(groups[0].total) if groups else 0), np.float32)
+    for one in sorted(groups, key=lambda group: (-len(group.lists), group.lists[0].id)):
+        near = means[: len(kept)] @ one.mean
+        best = int(near.argmax()) if kept else -1
+        if best < 0 or near[best] < SAME_GROUP:
+            best = len(kept)
             kept.append(one)
+        else:
+            kept[best].merge(one)
+        means[best] = kept[best].mean
     return kept
 
 
