@@ -94,11 +94,19 @@ class Measured:
     clean: np.ndarray
     damaged: dict[str, np.ndarray]
 
+    @property
+    def primary(self) -> str:
+        """The kind of damage that was measured first."""
+        return next(iter(self.damaged))
+
+    def at(self, values: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Those of `values`, one for each of `self.positions`, that belong to some positions."""
+        order = np.argsort(self.positions, kind="stable")
+        return values[order[np.searchsorted(self.positions, positions, sorter=order)]]
+
     def drops(self, kind: str, positions: np.ndarray) -> np.ndarray:
         """What a kind of damage costs at some of the positions: float64."""
-        order = np.argsort(self.positions, kind="stable")
-        at = order[np.searchsorted(self.positions, positions, sorter=order)]
-        return self.clean[at] - self.damaged[kind][at]
+        return self.at(self.clean - self.damaged[kind], positions)
 
     def with_kinds(self, other: Measured) -> Measured:
         """The same with the kinds of a second measurement at the same positions."""

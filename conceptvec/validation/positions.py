@@ -198,9 +198,7 @@ def _others(
     return np.array(chosen, np.int64)
 
 
-def _silent(
-    field: Field, activation: np.ndarray, concept: int, own: np.ndarray
-) -> np.ndarray:
+def _silent(field: Field, activation: np.ndarray, concept: int, own: np.ndarray) -> np.ndarray:
     """Positions before words of the concept where the neuron rests, one a document."""
     if not len(own):
         return np.zeros(0, np.int64)

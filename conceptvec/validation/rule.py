@@ -112,7 +112,12 @@ def _conditions(evidence: Evidence, rule: Thresholds) -> Iterator[tuple[Verdict,
     yield "inconclusive", enough_text(evidence, rule)
     yield (
         "inactive",
-        [("does not fire more before the concept's words", evidence.firing_ratio > rule.firing_ratio)],
+        [
+            (
+                "does not fire more before the concept's words",
+                evidence.firing_ratio > rule.firing_ratio,
+            )
+        ],
     )
     yield (
         "no_effect",

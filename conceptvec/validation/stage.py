@@ -1,36 +1,57 @@
-"""Stage 3: damage each candidate, measure what the model loses on its concept and elsewhere, compare with nulls."""
+"""Stage 3: is a candidate's vector used for its concept, and what does removing it cost?
+
+1. The scan (`effects`) says which candidates and which controls are used for their concept.
+2. A clean pass gives the activations of their neurons at every token; positions are chosen by them.
+3. What the scan lets through is damaged at its positions, first by zero ablation, then, where that
+   reaches the floor, in the other ways. The rest is damaged at its examples alone.
+4. One rule judges candidates and controls alike.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conceptvec.config import Config
 from conceptvec.runfolder import Arrays, Parts, Task, part_name
-from conceptvec.scoring.stage import Scored
-from conceptvec.text import plain
-from conceptvec.validation import statistics as stats
-from conceptvec.validation.measure import RATIOS, Experiment, PromptTable
-from conceptvec.validation.nulls import (
-    Entry,
-    Likeness,
-    Nulls,
-    calibration,
-    measure_nulls,
-    selectivity,
+from conceptvec.streams import rng
+from conceptvec.validation import controls
+from conceptvec.validation.agreement import damage_agreement
+from conceptvec.validation.clean import CleanPass
+from conceptvec.validation.damage import Damager
+from conceptvec.validation.evidence import (
+    Drops,
+    Tested,
+    drops_of,
+    evidence_of,
+    example_positions,
+    interval_of,
 )
-from conceptvec.validation.rule import VERDICTS, untestable, verdict
-from conceptvec.validation.sets import add_continuations, measure_sets
+from conceptvec.validation.measure import (
+    SUBJECTS_PER_UNIT,
+    Measured,
+    Request,
+    Setting,
+    Subject,
+    measure_unit,
+    split_unit,
+)
+from conceptvec.validation.positions import Field, Positions, choose_positions
+from conceptvec.validation.replay import Replay
+from conceptvec.validation.rule import RULE, Judgement, judge, worth_damaging
 
 if TYPE_CHECKING:
-    from conceptvec.extraction.activations import Activations
+    from conceptvec.config import Config
+    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.use import Use
     from conceptvec.model.network import Model
+    from conceptvec.scoring.stage import Scored
 
-CANDIDATES_PER_UNIT = 8
+GIGABYTE = 2**30
+ACTIVATION_BYTES = 1 * GIGABYTE  # of activations that are held at a time
 
 
 @dataclass(frozen=True)
@@ -38,187 +59,284 @@ class Validation:
     """What Stage 3 found.
 
     Attributes:
-        entries: one dict per tested candidate, best first.
-        table: the prompts of the run.
-        calibration: what the null neurons gave.
-        cost: layer-tokens replayed, positions unembedded.
+        candidates: every candidate of Stage 2, in its order.
+        controls: kind → what it gave, each subject judged.
         agreement: of a sample of damaged passes with the CPU.
-        sets: the concepts' best vectors damaged together.
+        cost: layer-tokens replayed, positions unembedded.
         seconds: that it took.
     """
 
-    entries: list[dict[str, Any]]
-    table: PromptTable
-    calibration: dict[str, Any]
-    cost: np.ndarray
+    candidates: list[Tested]
+    controls: dict[str, list[Tested]]
     agreement: dict[str, Any]
-    sets: list[dict[str, Any]]
+    cost: np.ndarray
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What all steps of a run share."""
+
+    scan: Scan
+    setting: Setting
+    text: Field
+    config: Config
+    parts: Parts
+    cost: np.ndarray  # layer-tokens replayed, positions unembedded; added to unit by unit
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A subject with what the scan says of it and the positions at which it can be damaged."""
+
+    subject: Subject
+    use: Use
+    used: bool
+    positions: Positions
+    example_activations: np.ndarray
+
+    @property
+    def worth_damaging(self) -> bool:
+        """Whether damage can still lead to `validated`."""
+        return worth_damaging(evidence_of(self.use, self.used, self.positions, {}, None))
+
+
 def damage_candidates(
-    scored: Scored, model: Model, config: Config, parts: Parts | None = None
+    scored: Scored, scan: Scan, model: Model, config: Config, parts: Parts | None = None
 ) -> Validation:
-    """Stage 3 on every concept candidate whose concept has prompts.
+    """Stage 3 on every concept candidate.
 
     Args:
         scored: Stage 2.
+        scan: text, first-order effects and their statistics.
         model: the model; it is never written.
-        config: damage kinds, noise, draws, nulls, seed, batch_size.
-        parts: keeps finished parts (a `store.RunFolder`).
+        config: damage kinds, noise, seed, batch_size.
+        parts: keeps finished parts (a `runfolder.RunFolder`).
 
     Returns:
-        the judged candidates and the nulls.
+        the judged candidates and controls.
 
     Raises:
-        RunError: a forward pass gives NaN or infinity, or a sample of damaged passes does not agree with the CPU.
+        RunError: a forward pass gives NaN or infinity, or a sample of damaged passes does not
+            agree with the CPU.
     """
-    from conceptvec.tools.selfcheck import damage_agreement
-
-    start, parts = time.perf_counter(), parts or Parts()
-    checked = damage_agreement(model, config, [p.layer for p in scored.candidates.layers])
-    prompts, activations = scored.concepts.prompts(), scored.candidates.activations
-    entries = [dict(e) for e in scored.entries if e["concept"] in prompts]
-    table = PromptTable.build(model, config, prompts)
-    experiment = Experiment(model, config, table, activations.mean)
-    at_end = table.engine.at_answers([p.layer for p in scored.candidates.layers]) if entries else {}
-    for e in entries:
-        e["firing_share"] = firing(e, activations, table, at_end)
-    measured = measure(experiment, entries, parts)
-    like = Likeness(model, table, at_end)
-    nulls = measure_nulls(experiment, entries, like, parts)
-    judge(entries, measured, nulls, experiment)
-    for e in entries:
-        tops = {t.strip().casefold() for t, _ in e["top_tokens"]}
-        answers = [p.answer.strip().casefold() for p in prompts[e["concept"]]]
-        e["answers_in_top_tokens"] = plain(np.mean([a in tops for a in answers]))
-        e["activation"] = activations.of(e["layer"], e["neuron"], model)
-    order = list(entries)
-    entries.sort(key=lambda e: (VERDICTS.index(e["verdict"]), -(e["selectivity"] or 0.0), e["id"]))
-    primary = {e["id"]: m["drop"][0] for e, m in zip(order, measured, strict=True)}
-    sets, cost = measure_sets(experiment, order, list(primary.values()), like, parts)
-    for e in entries:
-        mine = table.concept(e["concept"])
-        if e["validated"]:
-            e["hardest_prompt"] = table.groups[e["concept"]].index(
-                mine[int(primary[e["id"]][mine].argmax())]
-            )
-    add_continuations(experiment, entries, prompts, parts)
-    cost = sum((m["cost"] for m in measured), nulls.cost + cost) + _dose_response(
-        experiment, entries, parts
+    start = time.perf_counter()
+    setting = Setting(
+        model,
+        scan.passages,
+        scan.passage_of,
+        Damager(config.seed, config.noise_sigma),
+        scan.means,
+        config.batch_size,
+        Replay(model),
     )
-    nulls_gave = calibration(nulls, table, entries, config.seed)
+    run = _Run(scan, setting, field_of(scan), config, parts or Parts(), np.zeros(2))
+    agreement = damage_agreement(model, scan.passages, config.seed, config.batch_size)
+
+    # What is tested: the candidates, and the controls that the scan lets through with them.
+    candidates = [
+        controls.candidate_subject(candidate.pole, scan.concepts.index(candidate.concept))
+        for candidate in scored.candidates
+    ]
+    control_subjects = _control_subjects(run, candidates)
+    subjects = [*candidates, *control_subjects]
+    uses = [*scan.uses(candidates), *scan.uses_of_controls(control_subjects)]
+
+    placed = _place(run, subjects, uses)
+    measured = _measure(run, placed)
+    tested = [_judged(run, item, measured.get(item.subject.key)) for item in placed]
+
+    of_role: dict[str, list[Tested]] = {"null": [], "wrong_concept": [], "moved": []}
+    for item in tested[len(candidates) :]:
+        of_role[item.subject.role].append(item)
     seconds = round(time.perf_counter() - start, 3)
-    return Validation(entries, table, nulls_gave, cost, checked, sets, seconds)
+    return Validation(tested[: len(candidates)], of_role, agreement, run.cost, seconds)
 
 
-def firing(
-    e: Entry, activations: Activations, table: PromptTable, at_end: dict[int, np.ndarray]
-) -> float:
-    """Share of the concept's known prompts that make the neuron fire, with the pole's sign, at the predicting token."""
-    mine = table.concept(e["concept"])
-    if not mine:
-        return 0.0
-    level = activations.firing_level(e["layer"])[e["neuron"]]
-    a = at_end[e["layer"]][mine, e["neuron"]] * (1 if e["pole"] == "+" else -1)
-    return float((a >= level).mean())
+def field_of(scan: Scan) -> Field:
+    """The scan's text as flat arrays for the choice of positions."""
+    passages, size = scan.passages, len(scan.passages.ids)
+    position_in = np.arange(size) - passages.starts[scan.passage_of]
+    following = position_in + 1  # of the token that a position predicts
+    inside = following < passages.lengths[scan.passage_of]
+    scored = inside & (following >= passages.scored_from[scan.passage_of])
+    next_token = np.roll(passages.ids, -1)
+
+    # Occurrences of words that the model knows, at the position that predicts them.
+    target = np.full(size, -1, np.int32)
+    known = scan.seen.known
+    at = passages.starts[scan.seen.passage[known]] + scan.seen.position[known] - 1
+    target[at] = scan.seen.word[known]
+    return Field(
+        passages.documents[scan.passage_of],
+        scored,
+        np.where(inside, scan.mentions[next_token], -1),
+        target,
+        scan.word_concept,
+    )
 
 
-def measure(experiment: Experiment, entries: Sequence[Entry], parts: Parts) -> list[Arrays]:
-    """Measure the candidates unit by unit; one dict of arrays per entry."""
-    table, tasks = experiment.table, list[Task]()
-    where: dict[int, tuple[int, int]] = {}
-    for layer in sorted({e["layer"] for e in entries}):
-        mine = sorted(
-            (i for i, e in enumerate(entries) if e["layer"] == layer),
-            key=lambda i: entries[i]["id"],
-        )
-        neurons = tuple(sorted({entries[i]["neuron"] for i in mine}))
-        for start in range(0, len(mine), CANDIDATES_PER_UNIT):
-            unit = mine[start : start + CANDIDATES_PER_UNIT]
-            where |= {i: (len(tasks), row) for row, i in enumerate(unit)}
-            some = [entries[i] for i in unit]
-            about = [
-                (e["id"], e["concept"], e["firing_share"], table.controls([e["concept"]]))
-                for e in some
-            ]
-            name = part_name(
-                f"validation/L{layer:02d}_candidates_{start // CANDIDATES_PER_UNIT:03d}", about
-            )
-            compute = lambda layer=layer, neurons=neurons, some=some: experiment.candidate_unit(
-                layer, neurons, some
-            )
-            tasks.append((name, compute))
-    done = parts.map(tasks, "Stage 3: damaging candidates", "unit") if tasks else []
-    return [{k: v[where[i][1]] for k, v in done[where[i][0]].items()} for i in range(len(entries))]
+def _control_subjects(run: _Run, candidates: Sequence[Subject]) -> list[Subject]:
+    """Null neurons, candidates under a wrong concept, and moved vectors."""
+    seed = run.config.seed
+    known = [
+        concept
+        for concept in range(len(run.scan.concepts))
+        if run.text.known_words(concept) >= RULE.known_words
+    ]
+    nulls = controls.null_subjects(candidates, run.scan.likeness, rng(seed, "null neurons"))
+    wrong = controls.wrong_concept_subjects(candidates, known, rng(seed, "wrong concepts"))
+    return [*nulls, *wrong, *run.scan.moved_subjects(candidates)]
 
 
-def judge(
-    entries: Sequence[Entry], measured: Sequence[Arrays], nulls: Nulls, experiment: Experiment
-) -> None:
-    """Fill every entry with its statistics and verdict.
+def _place(run: _Run, subjects: Sequence[Subject], uses: Sequence[Use]) -> list[_Placed]:
+    """Choose positions for every candidate, and for the controls that are used."""
+    cut_off = run.scan.cut_off
+    used = [use.p <= cut_off for use in uses]
+    wanted = [
+        index
+        for index, subject in enumerate(subjects)
+        if subject.role == "candidate" or used[index]
+    ]
+    nowhere = np.zeros(0, np.int64)
+    placed = [
+        _Placed(subject, use, is_used, Positions(nowhere, nowhere, nowhere, nowhere, 0), nowhere)
+        for subject, use, is_used in zip(subjects, uses, used, strict=True)
+    ]
 
-    p is the larger of two: against the null neurons, and of a label permutation. q is Benjamini-Hochberg over all
-    that are tested; what is `untestable` has neither. A candidate that was stopped early has fewer draws than the
-    nulls, so its p is 1, which is always valid.
-    """
-    table, kinds, seed = experiment.table, experiment.config.damage, experiment.config.seed
-    for e, m in zip(entries, measured, strict=True):
-        mine, others = table.concept(e["concept"]), table.unrelated(e["concept"])
-        e["n_concept_prompts"], e["n_unrelated_prompts"] = len(mine), len(others)
-        e["n_concept_prompts_left_out"] = len(table.groups[e["concept"]]) - len(mine)
-        e["draws"], e["stopped_early"] = int(m["draws"]), bool(m["stopped"])
-        values = selectivity(m["drop"], table, e["concept"])
-        e["damage"] = {
-            kind: {k: plain(v[i]) for k, v in values.items() if k != "t"}
-            | {"neutral_kl": plain(m["kl"][i])}
-            for i, kind in enumerate(kinds)
+    # As many layers at a time as memory for their activations is allowed for.
+    for layers in _layer_groups([subjects[index].layer for index in wanted], run):
+        indices = [index for index in wanted if subjects[index].layer in layers]
+        neurons = {
+            layer: sorted({subjects[i].neuron for i in indices if subjects[i].layer == layer})
+            for layer in sorted(layers)
         }
-        e |= e["damage"][kinds[0]]
-        concept, unrelated = m["drop"][0][mine], m["drop"][0][others]
-        e["split_half"] = [
-            plain(half.mean()) if len(half) else None for half in (concept[::2], concept[1::2])
-        ]
-        e |= {"ci95": [None, None], "p_value": None, "p_null": None, "p_labels": None, "n_nulls": 0}
-        rng = np.random.default_rng([seed, e["layer"], e["neuron"], int(e["pole"] == "+"), 5])
-        if len(concept) and len(unrelated):
-            e["ci95"] = [plain(x) for x in stats.bootstrap_selectivity(concept, unrelated, rng)]
-        if untestable(e):
+        clean = CleanPass(run.setting.model, run.scan.passages, neurons)
+        clean.know(*run.scan.known_log_p())
+        for index in indices:
+            placed[index] = _positions_of(run, placed[index], clean)
+    return placed
+
+
+def _layer_groups(layers: Sequence[int], run: _Run) -> list[set[int]]:
+    """The layers in groups whose neurons' activations fit into `ACTIVATION_BYTES` together."""
+    per_neuron = 4 * len(run.scan.passages.ids)
+    groups: list[set[int]] = []
+    room = 0
+    for layer in sorted(set(layers)):
+        size = layers.count(layer) * per_neuron
+        if not groups or size > room:
+            groups.append(set())
+            room = ACTIVATION_BYTES
+        groups[-1].add(layer)
+        room -= size
+    return groups
+
+
+def _positions_of(run: _Run, placed: _Placed, clean: CleanPass) -> _Placed:
+    """The same subject with its positions, and its activations at the examples."""
+    subject = placed.subject
+    activation = clean.activation(subject.layer, subject.neuron)
+    # Clean log-probabilities cost a product each, so only what is used is matched in them too.
+    log_p = clean.log_p if placed.used else _no_log_p
+    positions = choose_positions(
+        run.text,
+        activation * subject.sign,
+        subject.concept,
+        log_p,
+        rng(run.config.seed, f"positions {subject.key}"),
+    )
+    at_examples = activation[example_positions(positions)]
+    return replace(placed, positions=positions, example_activations=at_examples)
+
+
+def _no_log_p(positions: np.ndarray) -> np.ndarray:
+    return np.zeros(len(positions))
+
+
+def _measure(run: _Run, placed: Sequence[_Placed]) -> dict[str, Measured]:
+    """Damage what may be validated at all its positions, other candidates at their examples."""
+    primary, *rest = run.config.damage
+    first, second = [], []
+    for item in placed:
+        if item.worth_damaging:
+            first.append(Request(item.subject, item.positions.all(), (primary,)))
+        elif item.subject.role == "candidate" and len(item.positions.own):
+            first.append(Request(item.subject, example_positions(item.positions), (primary,)))
+    measured = _measure_requests(run, first, "first damage")
+
+    # The other kinds are needed only where the first one reaches the floor.
+    by_key = {item.subject.key: item for item in placed}
+    others = tuple(dict.fromkeys(kind for kind in (*rest, "rotate") if kind != primary))
+    for request in first:
+        item = by_key[request.subject.key]
+        if not item.worth_damaging:
             continue
-        own = {(x["layer"], x["neuron"]) for x in entries if x["concept"] == e["concept"]}
-        null = nulls.statistics(table, e["concept"], own)
-        p_null = stats.null_p(float(stats.welch_t(concept, unrelated)), null)
-        p_labels = stats.permutation_p(concept, unrelated, rng)
-        p = 1.0 if e["stopped_early"] else max(p_null, p_labels)
-        e |= {
-            "p_value": plain(p),
-            "p_null": plain(p_null),
-            "p_labels": plain(p_labels),
-            "n_nulls": len(null),
-        }
-    tested = [e for e in entries if e["p_value"] is not None]
-    q = stats.benjamini_hochberg(np.array([e["p_value"] for e in tested]))
-    for e in entries:
-        e["q_value"] = None
-    for e, value in zip(tested, q, strict=True):
-        e["q_value"] = plain(value)
-    for e in entries:
-        e["verdict"], e["failed"] = verdict(e)
-        e["validated"] = e["verdict"] == "validated"
+        drops = drops_of(measured[item.subject.key], item.positions, primary)
+        if drops.own >= RULE.drop:
+            kinds = ("rotate",) if item.subject.moved else others
+            second.append(Request(request.subject, request.positions, kinds))
+    for key, values in _measure_requests(run, second, "other damages").items():
+        measured[key] = measured[key].with_kinds(values)
+    return measured
 
 
-def _dose_response(experiment: Experiment, entries: Sequence[Entry], parts: Parts) -> np.ndarray:
-    """Add the dose-response to the validated entries; returns its cost."""
-    some = sorted((e for e in entries if e["validated"]), key=lambda e: e["id"])  # rising layers
-    tasks: list[Task] = [
-        (part_name(f"validation/dose_{e['id']}", e["concept"], experiment.table.controls([e["concept"]])),
-         lambda e=e: experiment.dose_unit(e["layer"], e)) for e in some
-    ]  # fmt: skip
-    done = parts.map(tasks, "Stage 3: dose-response", "vector") if tasks else []
-    for e, arrays in zip(some, done, strict=True):
-        values = selectivity(arrays["drop"], experiment.table, e["concept"])
-        e["dose_response"] = [
-            {"ratio": ratio} | {k: plain(v[i]) for k, v in values.items() if k != "t"}
-            for i, ratio in enumerate(RATIOS)
+def _measure_requests(run: _Run, requests: Sequence[Request], what: str) -> dict[str, Measured]:
+    """Measure unit by unit; a unit is a few subjects of one layer and one part of the run."""
+    units: list[list[Request]] = []
+    for layer in sorted({request.subject.layer for request in requests}):
+        of_layer = [request for request in requests if request.subject.layer == layer]
+        of_layer.sort(key=lambda request: request.subject.key)
+        units += [
+            of_layer[start : start + SUBJECTS_PER_UNIT]
+            for start in range(0, len(of_layer), SUBJECTS_PER_UNIT)
         ]
-    return sum((arrays["cost"] for arrays in done), np.zeros(2))
+    tasks: list[Task] = [
+        (_part(unit, number), _task(run, unit)) for number, unit in enumerate(units)
+    ]
+    parts = run.parts.map(tasks, f"Stage 3: {what}", "unit") if tasks else []
+    measured: dict[str, Measured] = {}
+    for unit, arrays in zip(units, parts, strict=True):
+        run.cost[:] += arrays["cost"]
+        for request, values in zip(unit, split_unit(unit, arrays), strict=True):
+            measured[request.subject.key] = values
+    return measured
+
+
+def _part(unit: Sequence[Request], number: int) -> str:
+    """The name of a unit's part, which says what it is made for."""
+    about = [(r.subject.key, r.positions.tolist(), r.kinds) for r in unit]
+    layer = unit[0].subject.layer
+    return part_name(f"validation/L{layer:02d}_{unit[0].kinds[0]}_{number:03d}", about)
+
+
+def _task(run: _Run, unit: Sequence[Request]) -> Callable[[], Arrays]:
+    return lambda: measure_unit(unit[0].subject.layer, unit, run.setting)
+
+
+def _judged(run: _Run, placed: _Placed, measured: Measured | None) -> Tested:
+    """Apply the rule to one subject."""
+    drops: dict[str, Drops] = {}
+    interval = None
+    if placed.worth_damaging and measured is not None:
+        primary = run.config.damage[0]
+        drops = {kind: drops_of(measured, placed.positions, kind) for kind in measured.damaged}
+        stream = rng(run.config.seed, f"bootstrap {placed.subject.key}")
+        interval = interval_of(measured, placed.positions, run.text, stream, primary)
+    stopped = placed.subject.role != "candidate" and not placed.used
+    if stopped:  # a control that is not used has no positions: nothing was looked for
+        judgement = Judgement("no_effect", ("not used for the concept",))
+    else:
+        evidence = evidence_of(placed.use, placed.used, placed.positions, drops, interval)
+        judgement = judge(evidence)
+    return Tested(
+        placed.subject,
+        placed.use,
+        placed.used,
+        placed.positions,
+        judgement,
+        drops,
+        interval,
+        measured,
+        placed.example_activations,
+    )

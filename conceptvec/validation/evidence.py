@@ -1,0 +1,191 @@
+"""From what was measured to what is judged: drops by kind of position, intervals, words, examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conceptvec.text import plain
+from conceptvec.validation.rule import RULE, Evidence, Judgement, Thresholds, judge
+from conceptvec.validation.statistics import Sample, selectivity_interval
+
+if TYPE_CHECKING:
+    from conceptvec.effects.passages import Passages
+    from conceptvec.effects.use import Use
+    from conceptvec.validation.measure import Measured, Subject
+    from conceptvec.validation.positions import Field, Positions
+
+OWN_EXAMPLES, OTHER_EXAMPLES = 5, 3
+
+
+@dataclass(frozen=True)
+class Drops:
+    """Mean drops of one kind of damage, in nats; None where there are no such positions."""
+
+    own: float
+    elsewhere: float | None
+    others: float | None
+    silent: float | None
+
+    @property
+    def unrelated(self) -> float | None:
+        """The larger of the two matched ones."""
+        known = [drop for drop in (self.elsewhere, self.others) if drop is not None]
+        return max(known) if known else None
+
+    @property
+    def selectivity(self) -> float | None:
+        """Own minus unrelated."""
+        return None if self.unrelated is None else self.own - self.unrelated
+
+    def entry(self) -> dict[str, float | None]:
+        """The drops as the results document holds them."""
+        values = {
+            "concept_drop": self.own,
+            "unrelated_drop": self.unrelated,
+            "elsewhere_drop": self.elsewhere,
+            "others_drop": self.others,
+            "silent_drop": self.silent,
+            "selectivity": self.selectivity,
+        }
+        return {name: None if x is None else plain(x) for name, x in values.items()}
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A subject with all that was found out about it.
+
+    Attributes:
+        subject: what was tested.
+        use: what the scan says.
+        used: whether its p is at most the run's cut-off.
+        positions: where it was, or could be, damaged.
+        drops: by kind of damage; empty where no damage was needed for the verdict.
+        interval: 95 % interval of the selectivity.
+        judgement: the verdict.
+        measured: log-probabilities at all its positions, or at the examples' alone.
+        example_activations: of its neuron at the example positions, float32.
+    """
+
+    subject: Subject
+    use: Use
+    used: bool
+    positions: Positions
+    judgement: Judgement
+    drops: dict[str, Drops] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
+    measured: Measured | None = None
+    example_activations: np.ndarray | None = None
+
+
+def drops_of(measured: Measured, positions: Positions, kind: str) -> Drops:
+    """The mean drops of one kind of damage."""
+
+    def mean(at: np.ndarray) -> float | None:
+        return float(measured.drops(kind, at).mean()) if len(at) else None
+
+    own = mean(positions.own)
+    assert own is not None
+    return Drops(own, mean(positions.elsewhere), mean(positions.others), mean(positions.silent))
+
+
+def interval_of(
+    measured: Measured,
+    positions: Positions,
+    text: Field,
+    stream: np.random.Generator,
+    kind: str,
+) -> tuple[float, float]:
+    """The 95 % interval of the selectivity under one kind of damage."""
+
+    def sample(at: np.ndarray) -> Sample:
+        return Sample(measured.drops(kind, at), text.document[at])
+
+    others = [sample(at) for at in (positions.elsewhere, positions.others) if len(at)]
+    return selectivity_interval(sample(positions.own), others, stream)
+
+
+def evidence_of(
+    use: Use,
+    used: bool,
+    positions: Positions,
+    drops: dict[str, Drops],
+    interval: tuple[float, float] | None,
+) -> Evidence:
+    """What the rule looks at; the first kind of damage in `drops` is the primary one."""
+    primary, rotated = next(iter(drops.values()), None), drops.get("rotate")
+    return Evidence(
+        known_words=use.known_words,
+        own_positions=len(positions.own),
+        matched_positions=positions.matched,
+        firing_ratio=use.firing_ratio,
+        used=used,
+        carrying_words=use.words,
+        largest_other=use.other_share,
+        own_drop=primary.own if primary else None,
+        rotate_drop=rotated.own if rotated else None,
+        unrelated_drop=primary.unrelated if primary else None,
+        selectivity_low=interval[0] if interval else None,
+    )
+
+
+def rejudged(tested: Tested, rule: Thresholds = RULE) -> Judgement:
+    """The verdict that other thresholds would give on the same evidence."""
+    evidence = evidence_of(tested.use, tested.used, tested.positions, tested.drops, tested.interval)
+    return judge(evidence, rule)
+
+
+def words_lost(
+    measured: Measured, positions: Positions, text: Field
+) -> list[tuple[int, float, int]]:
+    """Distinct words at own positions with mean drop and number, largest drop first."""
+    drops = measured.drops(measured.primary, positions.own)
+    words = text.target[positions.own]
+    rows = [
+        (int(word), float(drops[words == word].mean()), int((words == word).sum()))
+        for word in np.unique(words)
+    ]
+    return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+
+def example_positions(positions: Positions) -> np.ndarray:
+    """The strongest own positions and the strongest elsewhere: int64 (at most 8,)."""
+    return np.concatenate([positions.own[:OWN_EXAMPLES], positions.elsewhere[:OTHER_EXAMPLES]])
+
+
+def examples(
+    tested: Tested, passages: Passages, passage_of: np.ndarray, decode: Callable[[list[int]], str]
+) -> list[dict[str, Any]]:
+    """What anyone can compute again from the results file and the model alone.
+
+    Args:
+        tested: with its measurements.
+        passages: the text.
+        passage_of: the passage of every token.
+        decode: token ids → text.
+    """
+    measured, activations = tested.measured, tested.example_activations
+    if measured is None or activations is None:
+        return []
+    at = example_positions(tested.positions)
+    clean = measured.at(measured.clean, at)
+    damaged = measured.at(measured.damaged[measured.primary], at)
+    rows = []
+    for index, position in enumerate(at.tolist()):
+        start = int(passages.starts[passage_of[position]])
+        ids = passages.ids[start : position + 2].tolist()
+        rows.append(
+            {
+                "ids": ids,
+                "text": decode(ids[:-1]),
+                "word": decode(ids[-1:]),
+                "own": index < min(len(tested.positions.own), OWN_EXAMPLES),
+                "activation": plain(activations[index]),
+                "clean": plain(clean[index]),
+                "damaged": plain(damaged[index]),
+            }
+        )
+    return rows
