@@ -58,10 +58,17 @@ class State:
 
 
 class Answers(NamedTuple):
-    """What the model says of the answers, in rows (R,): nats per answer token, and divergence."""
+    """What the model says of the answers of R rows; all of shape (R,).
+
+    Attributes:
+        log_p: nats per answer token.
+        divergence: from the reference at the first answer token, nats; NaN where not wanted.
+        better: tokens with a larger logit than the answer's least likely one; 0 where not wanted.
+    """
 
     log_p: np.ndarray
     divergence: np.ndarray
+    better: np.ndarray
 
 
 class Engine:
@@ -148,7 +155,7 @@ class Engine:
             log-probabilities in nats per answer token, and divergences in nats (NaN: not wanted),
             float64 (R,).
         """
-        out = Answers(np.zeros(len(pairs)), np.full(len(pairs), np.nan))
+        out = _no_answers(len(pairs))
         if not len(pairs):
             return out
         directions = torch.stack([damage.direction for damage in damages])  # (D, H)
@@ -168,22 +175,23 @@ class Engine:
             written = self.model.mlp_written(state.layer, mlp.to(clean.dtype))
             stream = state.residual[n, :width] + written
             answers = self._answers(stream, state.layer + 1, pairs[batch, 1], reference or {})
-            out.log_p[batch], out.divergence[batch] = answers
+            out.log_p[batch], out.divergence[batch] = answers.log_p, answers.divergence
 
         self._map(pairs[:, 1], forward)
         return out
 
     @torch.inference_mode()
-    def clean(self, texts: Sequence[int]) -> np.ndarray:
-        """The answers' log-probabilities without damage: float64 (len(texts),), nats per token."""
-        chosen, log_p = np.asarray(texts, int), np.zeros(len(texts))
+    def clean(self, texts: Sequence[int]) -> Answers:
+        """The answers without damage, in nats per token, and how many tokens are likelier."""
+        chosen, out = np.asarray(texts, int), _no_answers(len(texts))
 
         def forward(batch: np.ndarray) -> None:
             entering = self.replay.embed(self._rows(chosen[batch]))
-            log_p[batch] = self._answers(entering, 0, chosen[batch], {}).log_p
+            answers = self._answers(entering, 0, chosen[batch], {}, ranked=True)
+            out.log_p[batch], out.better[batch] = answers.log_p, answers.better
 
         self._map(chosen, forward)
-        return log_p
+        return out
 
     @torch.inference_mode()
     def clean_distribution(self, texts: Sequence[int]) -> dict[int, torch.Tensor]:
@@ -261,6 +269,7 @@ class Engine:
         first: int,
         texts: np.ndarray,
         reference: Mapping[int, torch.Tensor],
+        ranked: bool = False,
     ) -> Answers:
         """Run the layers from `first` on states (R, T, H) and read the rows' answers."""
         last = self._predicting_states(states, first, texts)
@@ -270,14 +279,17 @@ class Engine:
         starts = torch.as_tensor(self.starts[texts], device=row.device)[row]
         is_first = (position == starts - 1).tolist()
 
-        total, divergence = np.zeros(len(texts)), np.full(len(texts), np.nan)
+        total, divergence, better = _no_answers(len(texts))
         rows = row.cpu().numpy()
         for begin in range(0, len(rows), LOGIT_ROWS):
             span = slice(begin, begin + LOGIT_ROWS)
             logits = self.model.logits(last[span])
             log_p = logits.log_softmax(1) if reference else None
-            own = logits.gather(1, answers[span, None])[:, 0] - logits.logsumexp(1)
-            np.add.at(total, rows[span], own.cpu().double().numpy())
+            own = logits.gather(1, answers[span, None])
+            of_token = own[:, 0] - logits.logsumexp(1)
+            np.add.at(total, rows[span], of_token.cpu().double().numpy())
+            if ranked:
+                np.maximum.at(better, rows[span], (logits > own).sum(1).cpu().numpy())
             if log_p is None:
                 continue
             for i, r in enumerate(rows[span]):
@@ -290,7 +302,11 @@ class Engine:
                 "a broken unembedding. Run again with --dtype float32; if it stays, check the "
                 "model's files."
             )
-        return Answers(total / (self.lengths - self.starts)[texts], divergence)
+        return Answers(total / (self.lengths - self.starts)[texts], divergence, better)
+
+
+def _no_answers(rows: int) -> Answers:
+    return Answers(np.zeros(rows), np.full(rows, np.nan), np.zeros(rows, int))
 
 
 def split_answer(model: Model, prompt: Prompt, chat: bool = False) -> Text:
