@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -9,71 +12,105 @@ import transformers
 
 from conceptvec.concepts import Prompt
 from conceptvec.errors import RequestError, RunError
-from conceptvec.model.checkpoint import FAMILIES
-from conceptvec.validation.damage import Damage, damages
-from conceptvec.validation.engine import Engine, split_answer
+from conceptvec.model.checkpoint import FAMILIES as ALL_FAMILIES
+from conceptvec.validation.damage import DRAWS, KINDS, Damage, Damager
+from conceptvec.validation.engine import Engine, Text, split_answer
 from tests.conftest import make_hf, wrap
 
-PROMPTS = [
-    Prompt("w1 w2 w3", " dog"), Prompt("w4", " cat"), Prompt("w5 w6 w7 w8 w9 w10 w11 w12", " cow"),
-    Prompt("w1 w2 w3 w4 w5 w6", " red blue"), Prompt("w9 w8 w7", " zoo"), Prompt("w3 w3", " fox"),
-]  # fmt: skip
 # transformers 4.50 does not know Qwen 3 yet.
-FAMILIES = [f for f in FAMILIES if f in transformers.models.auto.configuration_auto.CONFIG_MAPPING]
+KNOWN_FAMILIES = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+FAMILIES = [family for family in ALL_FAMILIES if family in KNOWN_FAMILIES]
+
+
+def texts() -> list[Text]:
+    """Texts of different lengths; the fourth has an answer of two tokens."""
+    return [
+        Text([2, 10, 11, 12, 210], 4),
+        Text([2, 13, 211], 2),
+        Text([2, 14, 15, 16, 17, 18, 19, 20, 21, 212], 9),
+        Text([2, 10, 11, 12, 13, 14, 15, 222, 223], 7),
+        Text([2, 18, 17, 16, 230], 4),
+    ]
 
 
 @torch.inference_mode()
-def brute(model, prompt: Prompt) -> float:
+def brute(model, text: Text) -> float:
     """Mean log-probability of the answer by an ordinary forward pass of one unpadded sequence."""
-    ids, start = split_answer(model, prompt)
-    logits = model.hf(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
-    return float(np.mean([logits[i - 1, ids[i]] for i in range(start, len(ids))]))
+    logits = model.hf(input_ids=torch.tensor([text.ids])).logits[0].double().log_softmax(-1)
+    answer = range(text.start, len(text.ids))
+    return float(np.mean([logits[i - 1, text.ids[i]] for i in answer]))
 
 
-def edited(model, layer: int, neuron: int, change: torch.Tensor) -> list[float]:
-    """The same after a real edit of the column, undone afterwards."""
+@contextmanager
+def edited(model, layer: int, neuron: int, column: torch.Tensor) -> Iterator[None]:
+    """Within the context the column of ``down_proj`` is another one."""
     weight = model.layers[layer].mlp.down_proj.weight
     keep = weight.detach().clone()
     with torch.no_grad():
-        weight[:, neuron] += change
+        weight[:, neuron] = column
     try:
-        return [brute(model, p) for p in PROMPTS]
+        yield
     finally:
         with torch.no_grad():
             weight.copy_(keep)
 
 
+def every_pair(damages: int, n_texts: int) -> np.ndarray:
+    return np.array([(d, t) for d in range(damages) for t in range(n_texts)], int)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_damage_equals_weight_edit(family: str, tiny_of) -> None:
-    model = tiny_of(family)
-    everything = range(len(PROMPTS))
+@pytest.mark.parametrize("kind", ["zero", "rotate", "noise"])
+def test_damage_equals_an_edit_of_the_weight(family: str, kind: str, tiny_of) -> None:
+    model, everything = tiny_of(family), texts()
     for layer in range(model.n_layers):
-        neurons = [3, 11]
-        vectors = model.value_vectors(layer).clone()
-        rows = [d for n in neurons for kind in ("zero", "noise")
-                for d in damages(model, layer, n, kind, 0.0, 2, 1.0, None, 5)]  # fmt: skip
-        changes = [(d.neuron, -vectors[d.neuron] if d.scale < 0 else d.direction) for d in rows]
-        expected = np.array([edited(model, layer, n, c) for n, c in changes])
-        untouched = [brute(model, p) for p in PROMPTS]
+        vector = model.value_vectors(layer)[3].clone()
+        damages = Damager(5)(kind, vector, (layer, 3))
+        columns = [vector + d.direction if d.scale > 0 else 0 * vector for d in damages]
+        expected = []
+        for column in columns:
+            with edited(model, layer, 3, column):
+                expected.append([brute(model, text) for text in everything])
+        untouched = [brute(model, text) for text in everything]
         for size in (1, 4, 100):
-            engine = Engine(model, PROMPTS, size)
-            state = engine.state(layer, neurons)
-            found = engine.measure(state, rows, everything)
-            assert np.abs(found - expected).max() < 1e-4
-            clean = engine.measure(state, [Damage(3, 0.0, 0.0, vectors[3])], everything)
-            assert np.abs(clean[0] - untouched).max() < 1e-5
-            # The damages do something, so that agreement means something.
-            assert np.abs(found - clean).max() > 1e-3
+            engine = Engine(model, everything, size)
+            pairs = every_pair(len(damages), len(everything))
+            log_p = engine.measure(engine.state(layer, [3, 11]), damages, pairs).log_p
+            measured = log_p.reshape(len(damages), -1)
+            assert np.abs(measured - expected).max() < 1e-4
+            # The damage does something, so that agreement means something.
+            assert np.abs(measured - untouched).max() > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_clean_passes_equal_ordinary_ones(family: str, tiny_of) -> None:
+    model, everything = tiny_of(family), texts()
+    expected = [brute(model, text) for text in everything]
+    for size in (1, 3, 100):
+        engine = Engine(model, everything, size)
+        assert np.abs(engine.clean(range(5)).log_p - expected).max() < 1e-5
+        nothing = [Damage(4, 0.0, 0.0, torch.zeros(model.hidden_size))]
+        replayed = engine.measure(engine.state(1, [4]), nothing, every_pair(1, 5)).log_p
+        assert np.abs(replayed - expected).max() < 1e-5
+
+
+def test_ranks_count_the_likelier_tokens(tiny) -> None:
+    engine = Engine(tiny, texts(), 2)
+    better = engine.clean(range(5)).better
+    for text, found in zip(texts(), better, strict=True):
+        with torch.inference_mode():
+            logits = tiny.hf(input_ids=torch.tensor([text.ids])).logits[0]
+        answer = range(text.start, len(text.ids))
+        expected = max(int((logits[i - 1] > logits[i - 1, text.ids[i]]).sum()) for i in answer)
+        assert found == expected
 
 
 def test_mean_ablation_replaces_the_activation(tiny) -> None:
     """Mean ablation equals an ordinary pass in which the neuron's activation is a constant."""
-    engine, layer, neuron, mean = Engine(tiny, PROMPTS, 50), 1, 4, 0.37
-    found = engine.measure(
-        engine.state(layer, [neuron]),
-        damages(tiny, layer, neuron, "mean", mean, 1, 1, None, 0),
-        range(6),
-    )
+    layer, neuron, mean = 1, 4, 0.37
+    engine = Engine(tiny, texts(), 50)
+    damages = Damager(0)("mean", tiny.value_vectors(layer)[neuron].clone(), (layer, neuron), mean)
+    measured = engine.measure(engine.state(layer, [neuron]), damages, every_pair(1, 5)).log_p
 
     def fix(_, args):
         a = args[0].clone()
@@ -81,52 +118,59 @@ def test_mean_ablation_replaces_the_activation(tiny) -> None:
         return (a, *args[1:])
 
     handle = tiny.layers[layer].mlp.down_proj.register_forward_pre_hook(fix)
-    expected = [brute(tiny, p) for p in PROMPTS]
+    expected = [brute(tiny, text) for text in texts()]
     handle.remove()
-    assert np.abs(found[0] - expected).max() < 1e-4
+    assert np.abs(measured - expected).max() < 1e-4
 
 
-def test_noise_is_on_the_sphere_and_reproducible(tiny) -> None:
-    norm = float(tiny.value_vectors(2)[5].norm())
-    one = damages(tiny, 2, 5, "noise", 0.0, 3, 2.0, None, 7)
-    again = damages(tiny, 2, 5, "noise", 0.0, 3, 2.0, None, 7)
-    assert all(abs(float(d.direction.norm()) / norm - 2) < 1e-5 for d in one)
-    assert all(torch.equal(a.direction, b.direction) for a, b in zip(one, again, strict=True))
-    assert not torch.equal(one[0].direction, one[1].direction)
-    absolute = damages(tiny, 2, 5, "noise", 0.0, 200, 2.0, 0.1, 7)
-    assert abs(float(torch.stack([d.direction for d in absolute]).std()) - 0.1) < 0.005
+@pytest.mark.parametrize("kind", KINDS)
+def test_damages_are_reproducible_and_differ_by_draw(kind: str, tiny) -> None:
+    vector = tiny.value_vectors(2)[5].clone()
+    first, again = (Damager(7)(kind, vector, (2, 5), 0.1) for _ in range(2))
+    assert len(first) == (DRAWS if kind in ("rotate", "noise") else 1)
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.direction, other.direction)
+    if len(first) > 1:
+        assert not torch.equal(first[0].direction, first[1].direction)
+        elsewhere = Damager(7)(kind, vector, (2, 6), 0.1)
+        assert not torch.equal(first[0].direction, elsewhere[0].direction)
 
 
-def test_divergence_on_neutral_prompts(tiny) -> None:
-    engine = Engine(tiny, PROMPTS, 4)
-    neutral = [1, 4]
-    state = engine.state(0, [2])
-    zero = damages(tiny, 0, 2, "zero", 0.0, 1, 1, None, 0)
-    pairs = np.array([(0, p) for p in range(6)])
-    _, kl = engine.measure_pairs(state, zero, pairs, engine.clean_distribution(neutral))
-    assert np.isnan(kl).tolist() == [p not in neutral for p in range(6)]
-    weight = tiny.layers[0].mlp.down_proj.weight
-    for p in neutral:
-        ids, start = split_answer(tiny, PROMPTS[p])
+def test_sizes_of_random_damages(tiny) -> None:
+    vector = tiny.value_vectors(2)[5].clone()
+    norm = float(vector.norm())
+    for damage in Damager(7)("noise", vector, (2, 5)):
+        assert abs(float(damage.direction.norm()) / norm - 2) < 1e-5
+    for damage in Damager(7)("rotate", vector, (2, 5)):
+        assert abs(float((vector + damage.direction).norm()) / norm - 1) < 1e-5
+    absolute = [Damager(seed, 0.1)("noise", vector, (2, 5)) for seed in range(70)]
+    elements = torch.stack([damage.direction for draws in absolute for damage in draws])
+    assert abs(float(elements.std()) - 0.1) < 0.005
+
+
+def test_divergence_from_the_clean_distribution(tiny) -> None:
+    engine, wanted = Engine(tiny, texts(), 4), [1, 4]
+    vector = tiny.value_vectors(0)[2].clone()
+    zero = Damager(0)("zero", vector, (0, 2))
+    reference = engine.clean_distribution(wanted)
+    answers = engine.measure(engine.state(0, [2]), zero, every_pair(1, 5), reference)
+    assert np.isnan(answers.divergence).tolist() == [i not in wanted for i in range(5)]
+    for i in wanted:
+        text = texts()[i]
+        ids = torch.tensor([text.ids])
         with torch.inference_mode():
-            before = (
-                tiny.hf(input_ids=torch.tensor([ids])).logits[0, start - 1].double().log_softmax(0)
-            )
-            keep = weight[:, 2].clone()
-            weight[:, 2] = 0
-            after = (
-                tiny.hf(input_ids=torch.tensor([ids])).logits[0, start - 1].double().log_softmax(0)
-            )
-            weight[:, 2] = keep
-        assert abs(kl[p] - float((before.exp() * (before - after)).sum())) < 1e-5
+            before = tiny.hf(input_ids=ids).logits[0, text.start - 1].double().log_softmax(0)
+            with edited(tiny, 0, 2, 0 * vector):
+                after = tiny.hf(input_ids=ids).logits[0, text.start - 1].double().log_softmax(0)
+        expected = float((before.exp() * (before - after)).sum())
+        assert abs(answers.divergence[i] - expected) < 1e-5
 
 
 def test_nothing_is_written(tiny) -> None:
     before = tiny.fingerprint
-    engine = Engine(tiny, PROMPTS, 5)
-    engine.measure(
-        engine.state(1, [0]), damages(tiny, 1, 0, "noise", 0.0, 2, 4.0, None, 0), range(6)
-    )
+    engine = Engine(tiny, texts(), 5)
+    damages = Damager(0)("noise", tiny.value_vectors(1)[0].clone(), (1, 0))
+    engine.measure(engine.state(1, [0]), damages, every_pair(3, 5))
     assert wrap(tiny.hf).fingerprint == before
     assert not tiny.layers[1].mlp._forward_hooks
 
@@ -136,9 +180,15 @@ def test_broken_weights_are_an_error_that_names_the_layer() -> None:
     with torch.no_grad():
         hf.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(RunError, match="layer 2"):
-        Engine(wrap(hf), PROMPTS, 5).state(2, [0])
+        Engine(wrap(hf), texts(), 5).state(2, [0])
 
 
 def test_answer_without_a_token_is_refused(tiny) -> None:
     with pytest.raises(RequestError, match="adds no token"):
         split_answer(tiny, Prompt("w1 w2", ""))
+
+
+def test_a_prompt_and_its_answer_as_tokens(tiny) -> None:
+    text = split_answer(tiny, Prompt("w1 w2", " dog"))
+    assert text.start == 3
+    assert tiny.tokenizer.convert_ids_to_tokens(list(text.ids[text.start :])) == ["▁dog"]
