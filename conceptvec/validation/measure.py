@@ -138,7 +138,7 @@ class Setting:
     def text(self, position: int) -> Text:
         """The passage of a position, cut after the token that it predicts."""
         passage = int(self.passage_of[position])
-        start = int(self.passages.starts_of[passage])
+        start = int(self.passages.starts[passage])
         ids = self.passages.ids[start : position + 2].tolist()
         return Text(ids, len(ids) - 1)
 

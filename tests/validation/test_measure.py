@@ -1,0 +1,124 @@
+"""One unit of measurement against real edits of the weights, for every role and kind of damage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conceptvec.effects.passages import Passages
+from conceptvec.validation.damage import KINDS, Damager
+from conceptvec.validation.engine import Text
+from conceptvec.validation.measure import (
+    Request,
+    Setting,
+    Subject,
+    measure_unit,
+    split_unit,
+)
+from conceptvec.validation.replay import Replay
+from tests.validation.test_damage import brute, edited
+
+LAYER = 1
+MEANS = {LAYER: np.linspace(-1, 1, 24)}
+
+
+def setting_of(model, batch_size: int = 7) -> Setting:
+    stream = np.random.default_rng(0)
+    lengths = [6, 9, 12, 12, 5]
+    ids = [[2, *stream.integers(9, 200, n - 1).tolist()] for n in lengths]
+    passages = Passages.of_lists(ids, [1] * 5, range(5))
+    passage_of = np.repeat(np.arange(5, dtype=np.int32), lengths)
+    return Setting(model, passages, passage_of, Damager(3), MEANS, batch_size, Replay(model))
+
+
+def own(neuron: int, sign: int = 1) -> Subject:
+    return Subject("candidate", f"L01_N{neuron:04d}+", LAYER, neuron, sign, 0, neuron)
+
+
+MOVED = Subject("moved", "L01_N0003+", LAYER, 8, 1, 0, 3, -1)
+POSITIONS = np.array([3, 7, 13, 20, 30])
+
+
+def expected(setting: Setting, subject: Subject, column: torch.Tensor) -> np.ndarray:
+    """Log-probabilities of the tokens after `POSITIONS` with another column in place."""
+    model = setting.model
+    with edited(model, LAYER, subject.neuron, column):
+        return np.array([brute(model, setting.text(int(at))) for at in POSITIONS])
+
+
+def test_a_position_is_the_passage_up_to_the_token_that_it_predicts(tiny) -> None:
+    setting = setting_of(tiny)
+    text = setting.text(7)  # the second token of the second passage
+    assert list(text.ids) == setting.passages.passage(1)[:3].tolist()
+    assert text.start == 2
+    assert isinstance(text, Text)
+
+
+@pytest.mark.parametrize("subject", [own(3), own(11), MOVED], ids=["own", "another", "moved"])
+def test_units_equal_edits_of_the_weights(subject: Subject, tiny) -> None:
+    setting = setting_of(tiny)
+    vectors = tiny.value_vectors(LAYER).clone()
+    vector = vectors[subject.source] * subject.source_sign
+    requests = [Request(subject, POSITIONS, ("zero", "rotate"))]
+    (measured,) = split_unit(requests, measure_unit(LAYER, requests, setting))
+
+    clean = expected(setting, subject, vector)
+    assert np.abs(measured.clean - clean).max() < 1e-5
+    gone = expected(setting, subject, 0 * vector)
+    assert np.abs(measured.drops("zero", POSITIONS) - (clean - gone)).max() < 1e-4
+    turned = [
+        expected(setting, subject, vector + damage.direction)
+        for damage in setting.damager("rotate", vector, (LAYER, subject.neuron))
+    ]
+    rotate = clean - np.mean(turned, axis=0)
+    assert np.abs(measured.drops("rotate", POSITIONS) - rotate).max() < 1e-4
+    assert np.abs(measured.drops("zero", POSITIONS)).max() > 1e-3
+
+
+@pytest.mark.parametrize("first", KINDS)
+def test_every_kind_is_right_in_every_place(first: str, tiny) -> None:
+    """Whatever stands first, each kind has its own draws and its own numbers."""
+    setting = setting_of(tiny)
+    kinds = (first, *(kind for kind in KINDS if kind != first))
+    requests = [Request(own(5), POSITIONS, kinds)]
+    (together,) = split_unit(requests, measure_unit(LAYER, requests, setting))
+    assert together.primary == first
+    for kind in KINDS:
+        alone_requests = [Request(own(5), POSITIONS, (kind,))]
+        (alone,) = split_unit(alone_requests, measure_unit(LAYER, alone_requests, setting))
+        assert np.abs(together.damaged[kind] - alone.damaged[kind]).max() < 1e-5
+
+
+def test_draws_are_averaged(tiny) -> None:
+    setting = setting_of(tiny)
+    vector = tiny.value_vectors(LAYER)[5].clone()
+    requests = [Request(own(5), POSITIONS, ("noise",))]
+    (measured,) = split_unit(requests, measure_unit(LAYER, requests, setting))
+    each = [
+        expected(setting, own(5), vector + damage.direction)
+        for damage in setting.damager("noise", vector, (LAYER, 5))
+    ]
+    assert len(each) == 3
+    assert np.abs(measured.damaged["noise"] - np.mean(each, axis=0)).max() < 1e-4
+
+
+def test_batches_and_company_change_nothing(tiny) -> None:
+    requests = [
+        Request(own(3), POSITIONS, ("zero",)),
+        Request(own(5), POSITIONS[:3], ("zero", "rotate")),
+        Request(MOVED, POSITIONS[1:], ("zero",)),
+    ]
+    together = split_unit(requests, measure_unit(LAYER, requests, setting_of(tiny, 50)))
+    for request, measured in zip(requests, together, strict=True):
+        unit = measure_unit(LAYER, [request], setting_of(tiny, 1))
+        (alone,) = split_unit([request], unit)
+        assert np.abs(alone.clean - measured.clean).max() < 1e-5
+        for kind in request.kinds:
+            assert np.abs(alone.damaged[kind] - measured.damaged[kind]).max() < 1e-5
+        assert set(measured.damaged) == set(request.kinds)
+
+
+def test_keys_tell_subjects_apart() -> None:
+    subjects = [own(3), own(3, -1), own(4), MOVED, Subject("null", "L01_N0003+", 1, 3, 1, 0, 3)]
+    assert len({subject.key for subject in subjects}) == len(subjects)
