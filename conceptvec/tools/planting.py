@@ -1,159 +1,133 @@
-"""Planted vectors: neurons with a known effect on a concept, which live in the engine's states alone.
+"""Planted concept vectors: a positive control that lives in a loaded model for as long as it is asked.
 
-A vector along the concept's unembedding direction (three quarters of its answers, drawn, less what the model expects
-there) is written by an activation that fires on the concept's prompts (and at a tenth of that, with random sign,
-elsewhere). Its norm, a multiple of that of the MLP output, is set so that the vector's presence raises the
-log-probability of the concept's answers by a stated number of nats: without an effect there would be nothing to find.
-The planted model is then the clean one, and the planted vector is damaged.
+A planted neuron takes the place of a real one: its column of ``down_proj`` is the planted vector,
+and its activation is 1 at chosen places of a text and 0 elsewhere. A place is known by the tokens
+up to it, so that the neuron fires there in every forward pass that reads them, whatever the batch.
+
+The vector is what the concept's words miss: the gradient of their mean log-probability with respect
+to the normalised final state, unfolded by the norms on the way. Its norm is set by what it is worth.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from conceptvec.extraction.projection import REDUCED
-from conceptvec.validation.damage import Damage, damages
-from conceptvec.validation.engine import State
-from conceptvec.validation.measure import Experiment
-from conceptvec.validation.nulls import Entry
+if TYPE_CHECKING:
+    from conceptvec.effects.passages import Passages
+    from conceptvec.model.network import Model
 
-NORMS = (
-    0.025,
-    0.05,
-    0.1,
-    0.2,
-    0.4,
-    0.8,
-)  # norms of what is planted, relative to the MLP output's, that are tried
-BACKGROUND = 0.1  # activation of a planted vector off its concept, relative to that on it
+MULTIPLIER = 6364136223846793005  # of the rolling hash (Knuth's MMIX generator); wraps at 64 bits
+OFF_CONCEPT = 0.05  # share of the other places at which a planted neuron fires
 
 
-class Neuron(NamedTuple):
-    """What is planted, but for its norm."""
+@dataclass(frozen=True)
+class Plant:
+    """A planted neuron.
 
-    vector: torch.Tensor  # (H,), of the layer's mean norm
-    level: np.ndarray  # (P,) activation on each prompt, about 1 on the concept's
-    sizes: torch.Tensor  # (P, T) norm of the MLP output relative to the vector's
+    Attributes:
+        layer: zero-based.
+        neuron: the real neuron in whose place it stands.
+        column: its value vector, float32 (H,).
+        fires: sorted hashes of the beginnings of texts after which it fires, int64 (n,).
+    """
+
+    layer: int
+    neuron: int
+    column: torch.Tensor
+    fires: np.ndarray
 
 
-class Planted(Experiment):
-    """An experiment on the model with one more neuron in a layer, which lives in the states alone.
+def prefix_hashes(ids: np.ndarray) -> np.ndarray:
+    """A hash of every row's tokens up to each position: int64 (B, T) for ids (B, T)."""
+    out = np.zeros(ids.shape, np.uint64)
+    value = np.full(len(ids), 1, np.uint64)
+    with np.errstate(over="ignore"):
+        for position in range(ids.shape[1]):
+            token = ids[:, position].astype(np.uint64) + np.uint64(1)
+            value = value * np.uint64(MULTIPLIER) + token
+            out[:, position] = value
+    return out.view(np.int64)
+
+
+def text_hashes(passages: Passages) -> np.ndarray:
+    """The hash of the beginning that ends at each token of a text: int64 (tokens,)."""
+    parts = [prefix_hashes(passages.passage(i)[None])[0] for i in range(len(passages))]
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def firing_places(
+    own: np.ndarray, others: np.ndarray, hashes: np.ndarray, stream: np.random.Generator
+) -> np.ndarray:
+    """Hashes at which a planted neuron fires: all own positions, a few of the others."""
+    few = others[stream.random(len(others)) < OFF_CONCEPT]
+    return np.unique(hashes[np.concatenate([own, few])])
+
+
+@contextmanager
+def planted(model: Model, plants: Sequence[Plant]) -> Iterator[None]:
+    """Within the context the model has the planted neurons, all of one layer.
+
+    Raises:
+        ValueError: they are not of one layer. Above a damaged layer texts are replayed without
+            their tokens, so a planted neuron there would not know where it is.
+    """
+    layers = {plant.layer for plant in plants}
+    if len(layers) != 1:
+        raise ValueError(f"planted neurons of layers {sorted(layers)}, expected one layer")
+    mlp = model.layers[layers.pop()].mlp
+    weight = mlp.down_proj.weight
+    kept = weight.detach().clone()
+    hashes: list[np.ndarray] = [np.zeros((0, 0), np.int64)]
+
+    def read(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = args[0] if args else kwargs["input_ids"]
+        hashes[0] = prefix_hashes(ids.cpu().numpy())
+
+    def fire(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        a = args[0].clone()
+        for plant in plants:
+            pattern = np.isin(hashes[0], plant.fires)
+            a[..., plant.neuron] = torch.as_tensor(pattern, dtype=a.dtype, device=a.device)
+        return (a, *args[1:])
+
+    handles = [
+        model.decoder.register_forward_pre_hook(read, with_kwargs=True),
+        mlp.down_proj.register_forward_pre_hook(fire),
+    ]
+    try:
+        with torch.no_grad():
+            for plant in plants:
+                weight[:, plant.neuron] = plant.column.to(weight)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+@torch.no_grad()
+def concept_direction(model: Model, layer: int, words: Sequence[int], fold: str) -> torch.Tensor:
+    """A direction of the MLP output of a layer that promotes some tokens, unit norm: float32 (H,).
 
     Args:
-        base: the experiment on the model itself.
-        layer: where the neuron is.
-        concept: what it writes and fires on.
-        neuron: the value vector and its activations, from `draw_neuron`.
-        norm: of what is planted, relative to the MLP output's.
+        model: the model.
+        layer: where it is to be written.
+        words: token ids.
+        fold: which norms lie on the way to the readout.
     """
-
-    def __init__(
-        self, base: Experiment, layer: int, concept: str, neuron: Neuron, norm: float
-    ) -> None:
-        super().__init__(base.model, base.config, base.table, base.means)
-        self.layer, self.concept, self.norm, self.vector = layer, concept, norm, neuron.vector
-        self.number = base.model.intermediate_size  # one past the real neurons
-        level = torch.as_tensor(
-            norm * neuron.level, dtype=torch.float32, device=neuron.vector.device
-        )
-        self.amounts = level[:, None] * neuron.sizes  # (P, T)
-        self.amounts[:, 0] = 0.0  # not on the beginning-of-sequence token
-        self.neutral, self.reference = [], {}  # divergence plays no part in the verdict
-
-    def _state(self, layer: int, neurons: tuple[int, ...]) -> tuple[State, np.ndarray]:  # noqa: ARG002
-        state = self.table.engine.state(layer, [0])
-        added = self.amounts[:, :, None] * self.vector
-        state.mlp = (state.mlp.float() + added).to(state.mlp.dtype)
-        state.neurons, state.activations = {self.number: 0}, self.amounts[None]
-        return state, self.baseline(state)
-
-    def damages(
-        self, layer: int, neuron: int, kind: str, ratio: float | None = None
-    ) -> list[Damage]:
-        """The configured damages of the planted vector."""
-        c, mean = self.config, float(self.amounts.mean())
-        return damages(
-            self.model,
-            layer,
-            neuron,
-            kind,
-            mean,
-            c.draws,
-            ratio or c.noise_ratio,
-            c.noise_sigma,
-            c.seed,
-            self.vector,
-        )
-
-    def effect(self, base: Experiment) -> float:
-        """What the vector's presence is worth on its concept's prompts, in nats per answer token."""
-        mine = self.table.concept(self.concept)
-        return float(
-            (self._state(self.layer, ())[1] - base.state(self.layer, (0,))[1])[mine].mean()
-        )
-
-    def entry(self) -> Entry:
-        """The planted vector as a candidate; it fires on its concept's prompts by construction."""
-        return {
-            "id": f"L{self.layer:02d}_N{self.number:04d}+", "layer": self.layer, "neuron": self.number, "pole": "+",
-            "concept": self.concept, "firing_share": 1.0,
-        }  # fmt: skip
-
-
-def draw_neuron(base: Experiment, layer: int, concept: str, draw: int) -> Neuron:
-    """A random draw of the answers that a planted vector stands for, and of its activations."""
-    model, table = base.model, base.table
-    rng = np.random.default_rng([base.config.seed, layer, table.concepts.index(concept), draw, 21])
-    direction = concept_direction(base, concept, rng)
-    scale = model.fold_scale(layer, "both")
-    direction = direction / torch.where(scale.abs() < 1e-3, torch.ones_like(scale), scale)
-    vector = direction / torch.linalg.vector_norm(direction)
-    vector *= torch.linalg.vector_norm(model.value_vectors(layer).float(), dim=1).mean()
-    state = table.engine.state(layer, [0])
-    sizes = torch.linalg.vector_norm(state.mlp.float(), dim=2) / torch.linalg.vector_norm(vector)
-    level = BACKGROUND * rng.standard_normal(len(table.engine))
-    level[table.groups[concept]] = rng.uniform(0.7, 1.3, len(table.groups[concept]))
-    return Neuron(vector, level, sizes)
-
-
-def plant(
-    base: Experiment, layer: int, concept: str, draw: int, effects: Sequence[float]
-) -> list[Planted | None]:
-    """Per effect, the weakest planted vector that is worth it, by linear interpolation between `NORMS`."""
-    neuron = draw_neuron(base, layer, concept, draw)
-    worth = [0.0, *(Planted(base, layer, concept, neuron, norm).effect(base) for norm in NORMS)]
-    norms, out = [0.0, *NORMS], []
-    for effect in effects:
-        i = next((i for i, w in enumerate(worth) if w >= effect), None)
-        if i is None:
-            out.append(None)
-            continue
-        share = (effect - worth[i - 1]) / (worth[i] - worth[i - 1])
-        out.append(
-            Planted(base, layer, concept, neuron, norms[i - 1] + share * (norms[i] - norms[i - 1]))
-        )
-    return out
-
-
-def concept_direction(base: Experiment, concept: str, rng: np.random.Generator) -> torch.Tensor:
-    """What is missing for three quarters of the answers (H,): their unembedding rows less what the model expects.
-
-    It is the gradient of their mean log-probability with respect to the normalised final state, so a step along it
-    raises these answers, and with them those of the whole concept.
-    """
-    model, engine, total = base.model, base.table.engine, 0.0
-    rows, mine = model.unembedding, base.table.concept(concept)
-    some = sorted(int(p) for p in rng.permutation(mine)[: math.ceil(0.75 * len(mine))])
-    for p, log_p in engine.clean_distribution(some).items():
-        parts = zip(log_p.exp().split(REDUCED), rows.split(REDUCED), strict=True)
-        total = (
-            total
-            + rows[engine.ids[p, engine.starts[p]]].float()
-            - sum(p @ some.float() for p, some in parts)
-        )
-    return torch.as_tensor(total)
+    ids = torch.as_tensor(list(words), dtype=torch.long, device=model.device)
+    rows = model.unembedding[ids].float().mean(0)
+    mean = torch.zeros_like(rows)
+    for part in model.unembedding.split(2**14):
+        mean += part.float().sum(0) / len(model.unembedding)
+    scale = model.fold_scale(layer, fold)
+    safe = torch.where(scale.abs() < 1e-3, torch.ones_like(scale), scale)
+    direction = (rows - mean) / safe
+    return direction / torch.linalg.vector_norm(direction)
