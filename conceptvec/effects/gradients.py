@@ -25,11 +25,11 @@ from conceptvec.effects import activity, rows, sums
 from conceptvec.effects.activity import Activity
 from conceptvec.effects.rows import Targets
 from conceptvec.effects.sums import Effects, Moved
-from conceptvec.memory import Batch
-from conceptvec.models import check_finite
+from conceptvec.model.memory import Batch
+from conceptvec.model.network import check_finite
 
 if TYPE_CHECKING:
-    from conceptvec.models import Model
+    from conceptvec.model.network import Model
 
 TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # tokens of a batch, with padding
 LOGIT_ROWS = 64  # positions unembedded at a time
