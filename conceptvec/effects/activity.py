@@ -108,7 +108,9 @@ def exponent(largest: np.ndarray) -> np.ndarray:
 def _shifted(part: Activity, largest: np.ndarray) -> np.ndarray:
     """`reached` of a part, counted from the exponent of another largest |a|, which is no smaller."""
     n = part.reached.shape[1]
-    wanted = np.arange(n)[:, None] - (exponent(largest) - exponent(part.largest))[:, None]  # (L, 4, I)
+    wanted = (
+        np.arange(n)[:, None] - (exponent(largest) - exponent(part.largest))[:, None]
+    )  # (L, 4, I)
     counts = np.take_along_axis(part.reached, np.maximum(wanted, 0), axis=1)
     return np.where(wanted >= 0, counts, 0)
 
@@ -122,7 +124,10 @@ def _strongest(first: Activity, second: Activity) -> tuple[np.ndarray, np.ndarra
 
 
 def of_batch(
-    layers: Sequence[int], activations: Sequence[torch.Tensor], lengths: torch.Tensor, passages: np.ndarray
+    layers: Sequence[int],
+    activations: Sequence[torch.Tensor],
+    lengths: torch.Tensor,
+    passages: np.ndarray,
 ) -> Activity:
     """The statistics of one batch.
 

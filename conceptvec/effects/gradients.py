@@ -23,8 +23,9 @@ import torch
 
 from conceptvec.effects import activity, rows, sums
 from conceptvec.effects.activity import Activity
+from conceptvec.effects.moved import Moved
 from conceptvec.effects.rows import Targets
-from conceptvec.effects.sums import Effects, Moved
+from conceptvec.effects.sums import Effects
 from conceptvec.model.memory import Batch
 from conceptvec.model.network import check_finite
 
@@ -74,7 +75,12 @@ class Gradients:
     """
 
     def __init__(
-        self, model: Model, layers: Sequence[int], masked: torch.Tensor, moved: Moved, tokens: int | None = None
+        self,
+        model: Model,
+        layers: Sequence[int],
+        masked: torch.Tensor,
+        moved: Moved,
+        tokens: int | None = None,
     ) -> None:
         self.model = model
         self.layers = tuple(layers)
@@ -93,7 +99,9 @@ class Gradients:
             numbers: (P,) their numbers in the text, ascending.
             targets: the words in them, by passage and position; passages are named by their numbers.
         """
-        local = Targets(np.searchsorted(numbers, targets.passage), *list(vars(targets).values())[1:])
+        local = Targets(
+            np.searchsorted(numbers, targets.passage), *list(vars(targets).values())[1:]
+        )
         lengths = np.array([len(ids) for ids in passages])
         slots = rows.slots_needed(local, len(passages))
         order = np.lexsort((lengths, slots))
@@ -167,7 +175,9 @@ class Gradients:
 
         modules = [self.model.layers[layer].mlp.down_proj for layer in self.layers]
         handles = [module.register_forward_pre_hook(keep) for module in modules]
-        handles.append(self.model.norm.register_forward_pre_hook(lambda _, args: last.append(args[0])))
+        handles.append(
+            self.model.norm.register_forward_pre_hook(lambda _, args: last.append(args[0]))
+        )
         try:
             self.model.decoder(input_ids=ids, use_cache=False)
         finally:
@@ -240,7 +250,9 @@ class Gradients:
 
 
 @contextmanager
-def reducing(tensors: Sequence[torch.Tensor], use: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+def reducing(
+    tensors: Sequence[torch.Tensor], use: Callable[[int, torch.Tensor], None]
+) -> Iterator[None]:
     """Within the context a backward pass hands `use` the number and the gradient of each of the tensors."""
     handles = [x.register_hook(lambda g, i=i: use(i, g)) for i, x in enumerate(tensors)]
     try:
@@ -254,8 +266,12 @@ def _on(device: torch.device, moved: Moved, layer: int) -> tuple[torch.Tensor, .
     """A layer's moved vectors as tensors: their columns, sources, signs, receivers and their signs."""
     columns = np.flatnonzero(moved.layer == layer)
     signs = (moved.source_sign[columns], moved.receiver_sign[columns])
-    source_sign, receiver_sign = (torch.tensor(x, dtype=torch.float32, device=device) for x in signs)
-    source, receiver = (torch.from_numpy(x[columns]).long().to(device) for x in (moved.source, moved.receiver))
+    source_sign, receiver_sign = (
+        torch.tensor(x, dtype=torch.float32, device=device) for x in signs
+    )
+    source, receiver = (
+        torch.from_numpy(x[columns]).long().to(device) for x in (moved.source, moved.receiver)
+    )
     return torch.from_numpy(columns).to(device), source, source_sign, receiver, receiver_sign
 
 

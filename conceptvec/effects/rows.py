@@ -85,7 +85,9 @@ def slots_needed(targets: Targets, n_passages: int) -> np.ndarray:
     return np.bincount(targets.passage[rows], minlength=n_passages)
 
 
-def batch_from(order: np.ndarray, start: int, lengths: np.ndarray, slots: np.ndarray, tokens: int) -> np.ndarray:
+def batch_from(
+    order: np.ndarray, start: int, lengths: np.ndarray, slots: np.ndarray, tokens: int
+) -> np.ndarray:
     """The next passages of `order` that make a batch: alike in slots, together at most `tokens` with padding."""
     first = order[start]
     ahead = order[start : start + max(1, tokens // max(1, int(lengths[first])))]

@@ -71,7 +71,9 @@ def others(n_concepts: int) -> np.ndarray:
     return (1 - np.eye(n_concepts)) / max(n_concepts - 1, 1)
 
 
-def studentised(effect: np.ndarray, readout: np.ndarray, words: Contrast, floor: float = FLOOR) -> Tested:
+def studentised(
+    effect: np.ndarray, readout: np.ndarray, words: Contrast, floor: float = FLOOR
+) -> Tested:
     """The statistic of every pole and concept.
 
     Args:
@@ -86,7 +88,9 @@ def studentised(effect: np.ndarray, readout: np.ndarray, words: Contrast, floor:
     return Tested(contrast / np.sqrt(error**2 + floor**2), mean, contrast)
 
 
-def _moments(effect: np.ndarray, readout: np.ndarray, words: Contrast) -> tuple[np.ndarray, np.ndarray]:
+def _moments(
+    effect: np.ndarray, readout: np.ndarray, words: Contrast
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and squared standard error over each concept's judged words: (C, P) each."""
     shape = (len(words.against), effect.shape[1])
     mean, variance = np.zeros(shape), np.zeros(shape)

@@ -20,23 +20,6 @@ POLES = ("+", "-")
 
 
 @dataclass(frozen=True)
-class Moved:
-    """Vectors under another neuron's firing: the pole of `source` writes, `receiver`'s pole says when.
-
-    All of shape (M,). Signs are +1 or −1; `layer` is the number of the layer in the model.
-    """
-
-    layer: np.ndarray
-    source: np.ndarray
-    source_sign: np.ndarray
-    receiver: np.ndarray
-    receiver_sign: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.layer)
-
-
-@dataclass(frozen=True)
 class Effects:
     """Sums over the rows of a part of the text, or of all of it.
 
@@ -79,7 +62,9 @@ class Effects:
     def of_arrays(cls, arrays: Arrays) -> Effects:
         """The inverse of `arrays`."""
         layers = tuple(arrays["about_json"]["layers"])
-        large = {name: np.stack([arrays[f"{name}.{layer}"] for layer in layers]) for name in LAYERED}
+        large = {
+            name: np.stack([arrays[f"{name}.{layer}"] for layer in layers]) for name in LAYERED
+        }
         return cls(layers, **{name: arrays[name] for name in PLAIN}, **large)
 
     def index(self, word: np.ndarray) -> np.ndarray:
