@@ -1,0 +1,103 @@
+"""Which words the pass looks at: one row per passage and concept, and which passages share a batch.
+
+Of the known words of a concept in a passage one becomes the row's target. It is drawn with a probability in proportion
+to 1 / (how often the word occurs in the text): many different words are worth more than many rows of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+STREAM = 40  # of random numbers: which word of a passage becomes the target
+KNOWN_BELOW = 1000  # unmasked tokens with a larger logit than a known word's
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Occurrences of the concepts' words in passages, by passage and position.
+
+    Attributes:
+        passage: (n,) number of the passage.
+        position: (n,) of the word's token, counted from 0; never 0.
+        word: (n,) number of the word.
+        concept: (n,) number of the word's concept.
+        priority: (n,) the smallest of a passage and concept becomes the target.
+    """
+
+    passage: np.ndarray
+    position: np.ndarray
+    word: np.ndarray
+    concept: np.ndarray
+    priority: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.passage)
+
+    def at(self, chosen: np.ndarray) -> Targets:
+        """The chosen occurrences alone."""
+        return Targets(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+
+
+def targets_of(
+    passage: np.ndarray, position: np.ndarray, word: np.ndarray, word_concept: np.ndarray, seed: int
+) -> Targets:
+    """All occurrences with the draw that decides between them.
+
+    The draw is made for every occurrence of the text, known or not, so that neither batches nor parts can change it.
+    """
+    order = np.lexsort((position, passage))
+    passage, position, word = passage[order], position[order], word[order]
+    draws = np.random.default_rng([seed, STREAM]).exponential(size=len(word))
+    count = np.bincount(word, minlength=len(word_concept))
+    return Targets(passage, position, word, word_concept[word], draws * count[word])
+
+
+def choose(targets: Targets, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One known occurrence per passage and concept.
+
+    Args:
+        targets: occurrences.
+        known: bool (n,).
+
+    Returns:
+        indices into `targets` (rows,), by passage and concept, and the slot of each: its number within its passage.
+    """
+    order = np.lexsort((targets.priority, targets.concept, targets.passage))
+    order = order[known[order]]
+    passage, concept = targets.passage[order], targets.concept[order]
+
+    first = np.ones(len(order), bool)
+    first[1:] = (passage[1:] != passage[:-1]) | (concept[1:] != concept[:-1])
+    rows = order[first]
+
+    starts = np.flatnonzero(np.diff(targets.passage[rows], prepend=-1))
+    run = np.diff(np.append(starts, len(rows)))
+    slot = np.arange(len(rows)) - np.repeat(starts, run)
+    return rows, slot
+
+
+def slots_needed(targets: Targets, n_passages: int) -> np.ndarray:
+    """How many backward passes each passage asks for, were all its words known: (n_passages,)."""
+    rows, _ = choose(targets, np.ones(len(targets), bool))
+    return np.bincount(targets.passage[rows], minlength=n_passages)
+
+
+def batch_from(
+    order: np.ndarray, start: int, lengths: np.ndarray, slots: np.ndarray, tokens: int
+) -> np.ndarray:
+    """The next passages of `order` that make a batch: alike in slots, together at most `tokens` with padding."""
+    first = order[start]
+    ahead = order[start : start + max(1, tokens // max(1, int(lengths[first])))]
+    size = np.maximum.accumulate(lengths[ahead]) * np.arange(1, len(ahead) + 1)
+    fits = (size <= tokens) & (slots[ahead] == slots[first])
+    fits[0] = True
+    return ahead[np.logical_and.accumulate(fits)]
+
+
+def parts_of(n_passages: int, size: int) -> Iterator[np.ndarray]:
+    """The numbers of the passages of every part, `size` each."""
+    for start in range(0, n_passages, size):
+        yield np.arange(start, min(start + size, n_passages))

@@ -1,0 +1,111 @@
+"""What the pass leaves behind: sums over rows per distinct word, and over positions per neuron.
+
+Parts of a text are added in a fixed order, so that a resumed run and several processes come to the same bytes. All
+effects are kept as sums over the rows of a word. Mean ablation is linear in them: with the mean ā of a pole's part over
+the whole text, known only at the end, its effect is ``zero − ā · gradient``.
+
+Memory: 20 bytes per word and neuron. With 700 words that is .5 GB for Gemma 3 270M and 2.5 GB for the 1B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, Any]
+POLES = ("+", "-")
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Sums over the rows of a part of the text, or of all of it.
+
+    Attributes:
+        layers: the layers' numbers in the model.
+        words: int32 (n,), the words that have rows, ascending.
+        rows: int32 (n,), how many.
+        zero: float32 (L, 2, n, I), Σ_{t>0} of the pole's part × gradient; poles + and −.
+        gradient: float32 (L, n, I), Σ_{t>0} of the gradient.
+        firing: float32 (L, 2, n, I), the pole's positive activation where the word is predicted.
+        moved: float32 (n, M), Σ_{t>0} of the receiver's positive activation × the gradient along the source's pole.
+        occurrences: int32 (m, 2), passage and position of every occurrence that the pass looked at.
+        better: int32 (m,), unmasked tokens with a larger logit than the word's.
+        log_p: float32 (m,), the word's log-probability in nats.
+        chosen: bool (m,), whether the occurrence became a row.
+    """
+
+    layers: tuple[int, ...]
+    words: np.ndarray
+    rows: np.ndarray
+    zero: np.ndarray
+    gradient: np.ndarray
+    firing: np.ndarray
+    moved: np.ndarray
+    occurrences: np.ndarray
+    better: np.ndarray
+    log_p: np.ndarray
+    chosen: np.ndarray
+
+    def arrays(self) -> Arrays:
+        """The record as the arrays of one part of a run folder; the large ones layer by layer."""
+        out: Arrays = {"about_json": {"layers": list(self.layers)}}
+        for name in PLAIN:
+            out[name] = getattr(self, name)
+        for i, layer in enumerate(self.layers):
+            out |= {f"{name}.{layer}": getattr(self, name)[i] for name in LAYERED}
+        return out
+
+    @classmethod
+    def of_arrays(cls, arrays: Arrays) -> Effects:
+        """The inverse of `arrays`."""
+        layers = tuple(arrays["about_json"]["layers"])
+        large = {
+            name: np.stack([arrays[f"{name}.{layer}"] for layer in layers]) for name in LAYERED
+        }
+        return cls(layers, **{name: arrays[name] for name in PLAIN}, **large)
+
+    def index(self, word: np.ndarray) -> np.ndarray:
+        """Rows of the arrays that belong to words; every one must be there."""
+        return np.searchsorted(self.words, word)
+
+
+LAYERED = ("zero", "gradient", "firing")
+SEEN = ("occurrences", "better", "log_p", "chosen")
+PLAIN = tuple(f.name for f in fields(Effects) if f.name not in (*LAYERED, "layers"))
+
+
+def empty(layers: Sequence[int], words: np.ndarray, neurons: int, moved: int) -> Effects:
+    """No rows yet, with place for the given words."""
+    n, n_layers = len(words), len(layers)
+    return Effects(
+        tuple(layers),
+        words.astype(np.int32),
+        np.zeros(n, np.int32),
+        np.zeros((n_layers, 2, n, neurons), np.float32),
+        np.zeros((n_layers, n, neurons), np.float32),
+        np.zeros((n_layers, 2, n, neurons), np.float32),
+        np.zeros((n, moved), np.float32),
+        np.zeros((0, 2), np.int32),
+        np.zeros(0, np.int32),
+        np.zeros(0, np.float32),
+        np.zeros(0, bool),
+    )
+
+
+def add(parts: Iterable[Effects]) -> Effects:
+    """The parts added in the order in which they come, over all words that any of them has."""
+    parts = list(parts)
+    words = np.unique(np.concatenate([part.words for part in parts]))
+    total = empty(parts[0].layers, words, parts[0].gradient.shape[2], parts[0].moved.shape[1])
+    for part in parts:
+        at = total.index(part.words)
+        total.rows[at] += part.rows
+        total.moved[at] += part.moved
+        total.gradient[:, at] += part.gradient
+        total.zero[:, :, at] += part.zero
+        total.firing[:, :, at] += part.firing
+    looked_at = {name: np.concatenate([getattr(part, name) for part in parts]) for name in SEEN}
+    return replace(total, **looked_at)
