@@ -1,0 +1,95 @@
+"""How much of each concept a text holds, and what it still lacks.
+
+The scan wants `WORDS` distinct words of a concept and `DOCUMENTS` documents with one of them. A
+concept that has fewer words in the vocabulary can't give more, and is asked for those that it has.
+What a text lacks in the end is said; it is never an error.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from conceptvec.effects.passages import Passages
+from conceptvec.effects.target_words import TargetWords, occurrences
+
+logger = logging.getLogger(__name__)
+
+WORDS = 30
+DOCUMENTS = 100
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a text holds of C concepts.
+
+    Attributes:
+        concepts: their names.
+        is_seen: whether each distinct word occurs: bool (W,).
+        word_concept: the concept of each distinct word: int32 (W,).
+        documents: documents with a word of each concept: int64 (C,).
+    """
+
+    concepts: tuple[str, ...]
+    is_seen: np.ndarray
+    word_concept: np.ndarray
+    documents: np.ndarray
+
+    @classmethod
+    def of(cls, passages: Passages, targets: TargetWords) -> Coverage:
+        """Count the target words of a text."""
+        targets_there = occurrences(passages, targets)
+        is_seen = np.zeros(len(targets.word_concept), bool)
+        is_seen[targets_there.word] = True
+        concept = targets.word_concept[targets_there.word]
+        document = passages.documents[targets_there.passage]
+        pairs = np.unique(np.stack([concept, document]), axis=1)
+        documents = np.bincount(pairs[0], minlength=len(targets.concepts))
+        return cls(targets.concepts, is_seen, targets.word_concept, documents)
+
+    def with_more(self, further: Coverage) -> Coverage:
+        """Both texts together, which share no document."""
+        is_seen = self.is_seen | further.is_seen
+        return replace(self, is_seen=is_seen, documents=self.documents + further.documents)
+
+    @property
+    def words(self) -> np.ndarray:
+        """Distinct words of each concept that occur: int64 (C,)."""
+        return np.bincount(self.word_concept[self.is_seen], minlength=len(self.concepts))
+
+    @property
+    def available(self) -> np.ndarray:
+        """Distinct words of each concept in the vocabulary: int64 (C,)."""
+        return np.bincount(self.word_concept, minlength=len(self.concepts))
+
+    @property
+    def missing_words(self) -> np.ndarray:
+        """Words that each concept lacks, of those that it has: int64 (C,)."""
+        return np.maximum(np.minimum(WORDS, self.available) - self.words, 0)
+
+    @property
+    def missing_documents(self) -> np.ndarray:
+        """Documents that each concept lacks; none where it has no word: int64 (C,)."""
+        return np.where(self.available > 0, np.maximum(DOCUMENTS - self.documents, 0), 0)
+
+    @property
+    def is_short(self) -> np.ndarray:
+        """Whether a concept lacks words or documents: bool (C,)."""
+        return (self.missing_words > 0) | (self.missing_documents > 0)
+
+    def say(self) -> None:
+        """Log what is still missing, a line for each concept that lacks something."""
+        for i, name in enumerate(self.concepts):
+            if self.available[i] < WORDS:
+                logger.info(
+                    "%s: %d of its words are single tokens of this model; %d would make a sound test",
+                    name, self.available[i], WORDS,
+                )  # fmt: skip
+            if self.is_short[i]:
+                logger.warning(
+                    "%s: the text holds %d of its words in %d documents, short of %d and %d; give "
+                    "more --corpus-tokens or another --corpus",
+                    name, self.words[i], self.documents[i], min(WORDS, self.available[i]), DOCUMENTS,
+                )  # fmt: skip

@@ -1,0 +1,231 @@
+"""The model writes: running text without a data set, in which the concepts' words occur.
+
+A text begins with an **opening**, one word of a concept or nothing at all, and goes on as the model
+goes on: sampled at temperature 1 with nothing cut off, so that it is a sample of what the model
+itself expects. The opening gives a subject, not a sentence to fill in; its tokens are never scored.
+
+The rows of a part are written side by side, one token of each at every step, over the cache of keys
+and values. They all begin at position 0 and nothing is padded: while a row still has tokens of its
+opening to go, these are taken instead of what was drawn.
+
+**Drawing** a token out of 262,144 costs less than the product that gives the logits: they are
+exponentiated in place, summed in blocks, and inverted in two steps, block and then token, each by a
+uniform number of its own. A full cumulative sum would read and write all of it once more, in order.
+
+A text **ends** where the model ends it, with any special token; the end is dropped, and so is what
+the row goes on to draw behind it. Every other text is cut after `length` tokens. One more token is
+drawn to see whether the last word goes on, and the text is cut back to the end of a whole word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from conceptvec.effects.passages import Passages
+from conceptvec.model.memory import Batch
+from conceptvec.model.network import check_finite, wide_products
+
+if TYPE_CHECKING:
+    from conceptvec.model.network import Model
+
+LENGTH = 40  # tokens that are written after the longest opening of a part
+BLOCK = 512  # tokens whose probabilities are summed before one of them is drawn
+ROWS_IN_CACHE = 4  # rows of logits that are worked on at a time on a CPU, so that they stay in its cache
+
+
+@dataclass(frozen=True)
+class WrittenPart:
+    """What one part of a written text is made of.
+
+    Attributes:
+        openings: token ids, the tokenizer's start first, at least one token each.
+        seed: the seed of this part's draws (`part_seed`).
+    """
+
+    openings: tuple[tuple[int, ...], ...]
+    seed: int
+
+
+def part_seed(seed: int, stream: str, part: int) -> int:
+    """The seed of one part of a named stream of random numbers."""
+    digest = hashlib.sha256(f"{seed}/{stream}/{part}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1  # generators take 63 bits
+
+
+def ending_tokens(model: Model) -> list[int]:
+    """The tokens that end a text: the model's own, and every special token of the tokenizer."""
+    generation: Any = getattr(model.hf, "generation_config", None)
+    named = getattr(generation, "eos_token_id", None)
+    listed = named if isinstance(named, list | tuple) else [named]
+    special = set(model.tokenizer.all_special_ids) | {end for end in listed if end is not None}
+    return sorted(end for end in special if end < model.vocab_size)
+
+
+def write(
+    model: Model, part: WrittenPart, continues: np.ndarray, length: int = LENGTH
+) -> Passages:
+    """Write one part; each opening gives one passage and is one document.
+
+    Args:
+        model: the model.
+        part: openings and seed.
+        continues: whether a token goes on with the word before it: bool (V,).
+        length: tokens written after the longest opening.
+
+    A text that ends with its opening leaves no passage. How many rows run side by side changes
+    nothing but rounding: every row has its own random numbers.
+
+    Raises:
+        RunError: the forward pass gives NaN or infinity, or not even one row fits into memory.
+    """
+    longest = max(len(opening) for opening in part.openings)
+    generator = torch.Generator().manual_seed(part.seed)
+    # One more step than tokens that are kept: it shows whether the last word goes on.
+    uniforms = torch.rand(len(part.openings), longest + length + 1, 2, generator=generator)
+
+    def compute(rows: slice) -> np.ndarray:
+        return _write_rows(model, part.openings[rows], uniforms[rows])
+
+    batch = Batch(len(part.openings), "texts")
+    ids = np.concatenate(batch.map(len(part.openings), compute))
+    return _as_passages(ids, part.openings, ending_tokens(model), continues)
+
+
+@torch.inference_mode()
+def _write_rows(
+    model: Model, openings: Sequence[Sequence[int]], uniforms: torch.Tensor
+) -> np.ndarray:
+    """Every row's opening and what follows: int32 (B, T), all rows of one length."""
+    rows, width = len(openings), uniforms.shape[1]
+    lengths = torch.tensor([len(opening) for opening in openings])
+    given = torch.zeros(rows, width, dtype=torch.long)
+    for row, opening in enumerate(openings):
+        given[row, : len(opening)] = torch.tensor(opening)
+    is_given = (torch.arange(width) < lengths[:, None]).to(model.device)
+    ids = given.to(model.device)
+    uniforms = uniforms.to(model.device)
+
+    shortest = int(lengths.min())
+    for step, states in _steps(model, ids, shortest):
+        drawn = draw(logits_of(model, states), uniforms[:, step])
+        ids[:, step] = torch.where(is_given[:, step], ids[:, step], drawn)
+        if step == width - 1:
+            check_finite(states, model.n_layers - 1)
+    return ids.cpu().numpy().astype(np.int32)
+
+
+def _steps(model: Model, ids: torch.Tensor, first: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """For each column of `ids` from `first` on, the states (B, H) that decide it.
+
+    The columns before it must be filled by then; the cache holds all of them but the last.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache() if _cache_is_right(model, ids.shape[1]) else None
+    for step in range(first, ids.shape[1]):
+        begin = 0 if cache is None or step == first else step - 1
+        output = model.decoder(
+            input_ids=ids[:, begin:step], past_key_values=cache, use_cache=cache is not None
+        )
+        yield step, output.last_hidden_state[:, -1]
+
+
+def _cache_is_right(model: Model, length: int) -> bool:
+    """Whether a cache that keeps everything gives what the whole text gives.
+
+    Beyond a sliding window it does not in every version of transformers. No text here is as long as
+    a real model's window of 512 tokens or more; the demo's of 16 costs next to nothing to run again.
+    """
+    window = getattr(model.hf.config.get_text_config(), "sliding_window", None)
+    return window is None or length <= window
+
+
+def logits_of(model: Model, states: torch.Tensor) -> torch.Tensor:
+    """Unembedding of normalised states (N, H): float32 logits (N, V), also for bfloat16 models."""
+    if states.dtype is torch.float32 and states.device.type != "mps":
+        logits = states @ model.unembedding.T
+    elif wide_products(states.device):
+        logits = torch.mm(states, model.unembedding.T, torch.float32)
+    else:
+        parts = model.unembedding.split(2**14)
+        logits = torch.cat([states.float() @ rows.float().T for rows in parts], 1)
+    return torch.tanh(logits / model.softcap) * model.softcap if model.softcap else logits
+
+
+def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """One token of each row, with the probabilities that the logits stand for.
+
+    Args:
+        logits: float32 (B, V); overwritten.
+        uniforms: numbers in [0, 1): (B, 2), for the block and for the token in it.
+
+    Returns:
+        (B,) token ids. A token of probability 0 is never drawn.
+    """
+    rows, size = logits.shape
+    together = ROWS_IN_CACHE if logits.device.type == "cpu" else rows
+    parts = [_exponentiate(part) for part in logits.split(together)]
+    sums = torch.cat(parts)  # (B, blocks)
+
+    block = _invert(sums, uniforms[:, 0])
+    columns = block[:, None] * BLOCK + torch.arange(BLOCK, device=logits.device)
+    weights = logits.gather(1, columns.clamp(max=size - 1))
+    weights = torch.where(columns < size, weights, 0)
+    return block * BLOCK + _invert(weights, uniforms[:, 1])
+
+
+def _exponentiate(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (b, V) become weights in place, the largest 1; their sums by block: (b, blocks)."""
+    size = logits.shape[1]
+    whole = size // BLOCK * BLOCK
+    logits.sub_(logits.amax(1, keepdim=True)).exp_()
+    sums = logits[:, :whole].unflatten(1, (-1, BLOCK)).sum(2) if whole else logits[:, :0]
+    if whole < size:
+        sums = torch.cat([sums, logits[:, whole:].sum(1, keepdim=True)], 1)
+    return sums
+
+
+def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The index at which the cumulative weights (B, n) pass a share of their sum: (B,).
+
+    Rounding may put the share at the very end, where only weights of 0 are left: the last index
+    that carries any weight is taken then.
+    """
+    cumulative = weights.cumsum(1)
+    share = (uniforms * cumulative[:, -1])[:, None]
+    index = (cumulative <= share).sum(1)
+    places = torch.arange(weights.shape[1], device=weights.device)
+    last = torch.where(weights > 0, places, 0).amax(1)
+    return torch.minimum(index, last)
+
+
+def _as_passages(
+    ids: np.ndarray, openings: Sequence[Sequence[int]], endings: list[int], continues: np.ndarray
+) -> Passages:
+    """Rows as passages that end with a whole word, without those in which nothing was written."""
+    is_end = np.isin(ids, endings)
+    kept: list[tuple[int, int, np.ndarray]] = []
+    for row, opening in enumerate(openings):
+        ends = np.flatnonzero(is_end[row, len(opening) :])
+        end = len(opening) + int(ends[0]) if len(ends) else _last_boundary(ids[row], continues)
+        # The token behind the first has nothing before it whose effect could be told: never scored.
+        scored_from = max(len(opening), 2)
+        if end > scored_from:
+            kept.append((row, scored_from, ids[row, :end]))
+    return Passages.of_lists(
+        passages=[text for _, _, text in kept],
+        scored_from=[scored_from for _, scored_from, _ in kept],
+        documents=[row for row, _, _ in kept],
+    )
+
+
+def _last_boundary(ids: np.ndarray, continues: np.ndarray) -> int:
+    """Where a cut text ends: before the last token that does not go on with a word."""
+    boundaries = np.flatnonzero(~continues[ids])
+    return int(boundaries[-1]) if len(boundaries) else len(ids) - 1
