@@ -8,7 +8,7 @@ timing serves the concept does the real one stand out from the moved.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -41,6 +41,10 @@ class Moved:
 
     def __len__(self) -> int:
         return len(self.layer)
+
+    def take(self, at: np.ndarray) -> Moved:
+        """Some of them."""
+        return Moved(*(getattr(self, field.name)[at] for field in fields(self)))
 
 
 def draws_for(n_candidates: int) -> int:

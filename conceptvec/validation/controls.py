@@ -21,6 +21,7 @@ from conceptvec.validation.measure import Subject
 from conceptvec.validation.statistics import wilson
 
 if TYPE_CHECKING:
+    from conceptvec.effects.moved import Moved
     from conceptvec.validation.evidence import Tested
 
 NULL_NEURONS = 300
@@ -30,6 +31,20 @@ def candidate_subject(pole: Pole, concept: int) -> Subject:
     """A candidate as what is tested."""
     sign = pole.direction
     return Subject("candidate", pole.id, pole.layer, pole.neuron, sign, concept, pole.neuron)
+
+
+def moved_subject(moved: Moved, index: int, concept: int) -> Subject:
+    """A vector in another neuron's column.
+
+    When the receiver's pole fires, it writes the source's pole: their signs multiply.
+    """
+    layer, source, receiver = (
+        int(values[index]) for values in (moved.layer, moved.source, moved.receiver)
+    )
+    source_sign, receiver_sign = int(moved.source_sign[index]), int(moved.receiver_sign[index])
+    pole = Pole(layer, source, "+" if source_sign > 0 else "-")
+    in_column = source_sign * receiver_sign
+    return Subject("moved", pole.id, layer, receiver, receiver_sign, concept, source, in_column)
 
 
 def null_subjects(

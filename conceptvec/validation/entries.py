@@ -12,7 +12,7 @@ from conceptvec.validation.rule import VERDICTS
 
 if TYPE_CHECKING:
     from conceptvec.effects.stage import Scan
-    from conceptvec.records import Candidate
+    from conceptvec.records import Candidate, Pole
     from conceptvec.validation.positions import Field
 
 SHOWN_WORDS = 20
@@ -56,7 +56,7 @@ def entry_of(
         "words": _words(tested, scan, text),
         "examples": examples(tested, scan.passages, scan.passage_of, scan.decode),
         "prompts": None,
-        "activation": scan.activation_of(candidate.pole),
+        "activation": activation_entry(scan, candidate.pole),
     }
 
 
@@ -75,7 +75,37 @@ def _words(tested: Tested, scan: Scan, text: Field) -> list[list[Any]]:
     if tested.measured is None or not tested.drops:
         return []
     rows = words_lost(tested.measured, tested.positions, text)[:SHOWN_WORDS]
-    return [[scan.words[word], plain(drop), n] for word, drop, n in rows]
+    return [[scan.text.words.words[word], plain(drop), n] for word, drop, n in rows]
+
+
+def activation_entry(scan: Scan, pole: Pole) -> dict[str, Any]:
+    """Activation statistics of a pole's neuron over the text, with its strongest contexts."""
+    layer = scan.effects.layers.index(pole.layer)
+    statistics = scan.activity
+    contexts = []
+    values = statistics.context_values[layer, pole.neuron]
+    for value, (passage, at) in zip(
+        values, statistics.context_at[layer, pole.neuron].tolist(), strict=True
+    ):
+        if passage >= 0 and value:
+            contexts.append([_context(scan, passage, at), plain(value)])
+    return {
+        "mean": plain(statistics.pole_means()[layer, :, pole.neuron].sum()),
+        "max_abs": plain(statistics.largest[layer, pole.neuron]),
+        "firing_rate": plain(statistics.firing_rate()[layer, pole.neuron]),
+        "positive_share": plain(
+            statistics.positive[layer, pole.neuron] / max(statistics.positions, 1)
+        ),
+        "contexts": contexts,
+    }
+
+
+def _context(scan: Scan, passage: int, at: int, width: int = 12) -> str:
+    """The text around a token, which stands between » and «."""
+    ids = scan.passages.passage(passage).tolist()
+    before, token, after = ids[max(0, at - width) : at], ids[at : at + 1], ids[at + 1 :]
+    show = scan.decode
+    return f"{show(before)}»{show(token)}«{show(after[:width])}".strip()
 
 
 def sort_key(entry: dict[str, Any]) -> tuple[int, float, str]:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from conceptvec.effects.stage import Scan
     from conceptvec.effects.use import Use
     from conceptvec.model.network import Model
-    from conceptvec.scoring.stage import Scored
+    from conceptvec.records import Candidate
 
 GIGABYTE = 2**30
 ACTIVATION_BYTES = 1 * GIGABYTE  # of activations that are held at a time
@@ -102,12 +102,16 @@ class _Placed:
 
 
 def damage_candidates(
-    scored: Scored, scan: Scan, model: Model, config: Config, parts: Parts | None = None
+    candidates: Sequence[Candidate],
+    scan: Scan,
+    model: Model,
+    config: Config,
+    parts: Parts | None = None,
 ) -> Validation:
     """Stage 3 on every concept candidate.
 
     Args:
-        scored: Stage 2.
+        candidates: of Stage 2, in the order in which they were scanned.
         scan: text, first-order effects and their statistics.
         model: the model; it is never written.
         config: damage kinds, noise, seed, batch_size.
@@ -133,14 +137,14 @@ def damage_candidates(
     run = _Run(scan, setting, field_of(scan), config, parts or Parts(), np.zeros(2))
     agreement = damage_agreement(model, scan.passages, config.seed, config.batch_size)
 
-    # What is tested: the candidates, and the controls that the scan lets through with them.
-    candidates = [
+    # What is tested: the candidates, and the controls that pass through the same door.
+    subjects = [
         controls.candidate_subject(candidate.pole, scan.concepts.index(candidate.concept))
-        for candidate in scored.candidates
+        for candidate in candidates
     ]
-    control_subjects = _control_subjects(run, candidates)
-    subjects = [*candidates, *control_subjects]
-    uses = [*scan.uses(candidates), *scan.uses_of_controls(control_subjects)]
+    control_subjects, control_uses = _controls(run, subjects)
+    uses = [*scan.candidate_uses, *control_uses]
+    subjects = [*subjects, *control_subjects]
 
     placed = _place(run, subjects, uses)
     measured = _measure(run, placed)
@@ -170,23 +174,32 @@ def field_of(scan: Scan) -> Field:
     return Field(
         passages.documents[scan.passage_of],
         scored,
-        np.where(inside, scan.mentions[next_token], -1),
+        np.where(inside, scan.text.mentions[next_token], -1),
         target,
-        scan.word_concept,
+        scan.text.words.word_concept,
     )
 
 
-def _control_subjects(run: _Run, candidates: Sequence[Subject]) -> list[Subject]:
-    """Null neurons, candidates under a wrong concept, and moved vectors."""
-    seed = run.config.seed
+def _controls(run: _Run, candidates: Sequence[Subject]) -> tuple[list[Subject], list[Use]]:
+    """Null neurons, candidates under a wrong concept, and moved vectors, with their uses."""
+    seed, scan = run.config.seed, run.scan
     known = [
         concept
-        for concept in range(len(run.scan.concepts))
+        for concept in range(len(scan.concepts))
         if run.text.known_words(concept) >= RULE.known_words
     ]
-    nulls = controls.null_subjects(candidates, run.scan.likeness, rng(seed, "null neurons"))
+    nulls = controls.null_subjects(candidates, scan.likeness, rng(seed, "null neurons"))
     wrong = controls.wrong_concept_subjects(candidates, known, rng(seed, "wrong concepts"))
-    return [*nulls, *wrong, *run.scan.moved_subjects(candidates)]
+    unmoved = [*nulls, *wrong]
+    uses = scan.uses(
+        [(subject.layer, subject.neuron, subject.sign) for subject in unmoved],
+        [subject.concept for subject in unmoved],
+    )
+    moved, concepts, moved_uses = scan.held_out_moved()
+    moved_subjects = [
+        controls.moved_subject(moved, index, int(concept)) for index, concept in enumerate(concepts)
+    ]
+    return [*unmoved, *moved_subjects], [*uses, *moved_uses]
 
 
 def _place(run: _Run, subjects: Sequence[Subject], uses: Sequence[Use]) -> list[_Placed]:
@@ -212,7 +225,7 @@ def _place(run: _Run, subjects: Sequence[Subject], uses: Sequence[Use]) -> list[
             for layer in sorted(layers)
         }
         clean = CleanPass(run.setting.model, run.scan.passages, neurons)
-        clean.know(*run.scan.known_log_p())
+        clean.know(*_seen_log_p(run.scan))
         for index in indices:
             placed[index] = _positions_of(run, placed[index], clean)
     return placed
@@ -248,6 +261,12 @@ def _positions_of(run: _Run, placed: _Placed, clean: CleanPass) -> _Placed:
     )
     at_examples = activation[example_positions(positions)]
     return replace(placed, positions=positions, example_activations=at_examples)
+
+
+def _seen_log_p(scan: Scan) -> tuple[np.ndarray, np.ndarray]:
+    """Positions whose next token's log-probability the scan has computed, and these."""
+    at = scan.passages.starts[scan.seen.passage] + scan.seen.position - 1
+    return at, scan.seen.log_p
 
 
 def _no_log_p(positions: np.ndarray) -> np.ndarray:
