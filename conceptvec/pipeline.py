@@ -36,14 +36,15 @@ def run(config: Config) -> Results:
         RunError: the run failed; what was finished is kept.
     """
     plan = preflight(config)  # before anything is downloaded or loaded
-    for note in plan["warnings"]:
+    for note in plan.warnings:
         logger.warning(note)
-    if plan["problems"]:
-        raise RequestError("; ".join(plan["problems"]))
+    if plan.problems:
+        raise RequestError("; ".join(plan.problems))
     from conceptvec.extraction.stage import extract
     from conceptvec.model.network import load_model
     from conceptvec.model.weights import load_weights
     from conceptvec.scoring.stage import score
+    from conceptvec.validation.stage import damage_candidates
 
     start = time.perf_counter()
     streamed = config.stages == (1,)  # the projection needs no forward pass
@@ -54,12 +55,11 @@ def run(config: Config) -> Results:
     load = round(time.perf_counter() - start, 3)
     candidates = extract(model, config, parts)
     scored = score(candidates, model, config) if 2 in config.stages else None
+    validation = None
     if scored is not None and 3 in config.stages:
-        results = validate(scored, model, config, parts)
-    else:
-        results = Results.partial(model, config, candidates, scored)
+        validation = damage_candidates(scored, model, config, parts)
     parts.finish()
-    results["timings"] = {"load": load} | results["timings"]
+    results = Results.build(model, config, candidates, scored, validation, load)
     save_run(results, model, config, parts)
     return results
 
@@ -82,7 +82,8 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
     """
     from conceptvec.validation.stage import damage_candidates
 
-    return Results.build(model, config, scored, damage_candidates(scored, model, config, parts))
+    validation = damage_candidates(scored, model, config, parts)
+    return Results.build(model, config, scored.candidates, scored, validation)
 
 
 def open_run(model: Model, config: Config) -> RunFolder:

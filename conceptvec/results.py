@@ -1,108 +1,81 @@
-"""The results of a run: one JSON document with a schema, and what people read from it."""
+"""The results of a run: the document put together from the stages, and what people read from it."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conceptvec.concepts import data
 from conceptvec.config import Config
-from conceptvec.errors import RequestError
+from conceptvec.document import SCHEMA_VERSION, check, load_document
+from conceptvec.document import VOLATILE as VOLATILE
+from conceptvec.document.run import Complexity, PipelineStats
 from conceptvec.model.device import environment
 from conceptvec.model.memory import peak_memory
 from conceptvec.runfolder import write_atomic
 from conceptvec.text import plain
+from conceptvec.version import __version__
 
 if TYPE_CHECKING:
     from conceptvec.extraction.stage import Candidates
     from conceptvec.model.network import Model
+    from conceptvec.model.weights import Weights
     from conceptvec.scoring.stage import Scored
     from conceptvec.validation.stage import Validation
 
-SCHEMA_VERSION = 1
-VOLATILE = (
-    "created",
-    "environment",
-    "timings",
-    "resources",
-)  # everything else repeats byte for byte
-
 
 class Results(dict[str, Any]):
-    """The results document: a dict; see the contract in the JSON Schema (`schema`)."""
+    """The results document, a dict: `conceptvec.document.Document` says what it holds."""
 
     @classmethod
-    def build(cls, model: Model, config: Config, scored: Scored, validation: Validation) -> Results:
-        """The document of a complete run."""
-        table, entries, cost = validation.table, validation.entries, validation.cost
-        out = cls.partial(model, config, scored.candidates, scored)
-        layer_parameters = sum(p.numel() for p in model.layers[0].parameters())
-        valid = [e for e in entries if e["validated"]]
-        total = scored.candidates.total
-        out["pipeline_stats"] |= {
-            "tested_vectors": len(entries), "validated_vectors": len(valid),
-            "success_rate": plain(len(valid) / total) if total else None,
-        }  # fmt: skip
-        out["computational_complexity"]["validation_flops"] = 2 * int(
-            cost[0] * layer_parameters + cost[1] * model.hidden_size * model.vocab_size
-        )
-        names = [n for n in table.groups if n != "neutral"]
-        tested = {e["id"] for e in entries}
-        out |= {
-            "concept_distribution": _count(valid, scored.concepts.names),
-            "verdicts": dict(sorted(Counter(e["verdict"] for e in entries).items())),
-            "prompts": {
-                n: {"prompts": len(table.groups[n]), "known": len(table.concept(n))} for n in [*names, "neutral"]
-            },
-            "validation_results": entries,
-            "untested_candidates": [e for e in scored.entries if e["id"] not in tested],
-            "null_calibration": validation.calibration,
-        }  # fmt: skip
-        out["agreement"]["damage"] = validation.agreement
-        out["concept_sets"] = validation.sets
-        out["timings"]["validation"] = validation.seconds
-        return out
-
-    @classmethod
-    def partial(
-        cls, model: Model, config: Config, candidates: Candidates, scored: Scored | None
+    def build(
+        cls,
+        model: Weights | Model,
+        config: Config,
+        candidates: Candidates,
+        scored: Scored | None = None,
+        validation: Validation | None = None,
+        load_seconds: float | None = None,
     ) -> Results:
-        """The document of a run that ends with Stage 1 or 2; what was not measured is null or empty."""
-        from conceptvec.version import __version__
+        """The document of a run that ends with the last stage given.
 
-        shown = int((~candidates.masked).sum())
-        flops = 2 * model.hidden_size * shown
-        names = scored.concepts.names if scored else []
-        return cls({
-            "schema_version": SCHEMA_VERSION, "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "conceptvec_version": __version__, "configuration": config.resolved(), "model": model.facts(),
+        Args:
+            model: the model.
+            config: the run's options.
+            candidates: Stage 1.
+            scored: Stage 2, where it ran.
+            validation: Stage 3, where it ran.
+            load_seconds: what loading the model took, where it was timed.
+        """
+        seconds = {"load": load_seconds, "extraction": candidates.seconds}
+        seconds["scoring"] = scored.seconds if scored else None
+        seconds["validation"] = validation.seconds if validation else None
+        run = {
+            "schema_version": SCHEMA_VERSION,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "conceptvec_version": __version__,
+            "configuration": config.resolved(),
+            "model": model.facts(),
             "environment": environment(str(model.device)),
-            "pipeline_stats": {
-                "total_candidates": candidates.total, "filtered_candidates": scored.filtered if scored else None,
-                "concept_candidates": len(scored.entries) if scored else None, "tested_vectors": None,
-                "validated_vectors": None, "success_rate": None,
-            },
-            "computational_complexity": {
-                "projection_flops": flops * candidates.total,
-                "full_scale_projection_flops": flops * model.n_layers * model.intermediate_size,
-                "validation_flops": None,
-                "parameters_examined": candidates.total * model.hidden_size,
-            },
-            "timings": {"extraction": candidates.seconds} | ({"scoring": scored.seconds} if scored else {}),
-            "resources": _resources(candidates, str(model.device)), "agreement": dict(candidates.agreement),
-            "concept_distribution": {},
-            "candidate_distribution": _count(scored.entries, names) if scored else {},
-            "labels": scored.labels if scored else {},
-            "score_histogram": scored.histogram if scored else {},
-            "scoring_nulls": scored.null if scored else {},
-            "other_groups": scored.others if scored else [],
-            "untested_candidates": scored.entries if scored else [],
-            "layers": [p.layer for p in candidates.layers],
-            "verdicts": {}, "prompts": {}, "validation_results": [], "null_calibration": {},
-        })  # fmt: skip
+            "pipeline_stats": _stats(candidates, scored, validation),
+            "computational_complexity": _complexity(model, candidates, validation),
+            "timings": {stage: s for stage, s in seconds.items() if s is not None},
+            "resources": _resources(candidates, str(model.device)),
+            "agreement": candidates.agreement
+            | ({"damage": validation.agreement} if validation else {}),
+        }
+        valid = [e for e in validation.entries if e["validated"]] if validation else []
+        names = scored.concepts.names if scored else []
+        return cls(
+            **run,
+            concept_distribution=_per_concept(valid, names) if validation else {},
+            **_scoring_part(scored, validation),
+            layers=[projections.layer for projections in candidates.layers],
+            **_validation_part(validation),
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the document as JSON, atomically, after checking it against the schema."""
@@ -113,7 +86,7 @@ class Results(dict[str, Any]):
         return path
 
     def to_html(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file: summary, figures, a table to search and sort, a card per vector."""
+        """Write one self-contained HTML file: summary, figures, a table to search, a card per vector."""
         from conceptvec.show.report import to_html
 
         return to_html(self, path)
@@ -124,54 +97,14 @@ class Results(dict[str, Any]):
         return [e for e in self["validation_results"] if e["validated"]]
 
     def __repr__(self) -> str:
-        from conceptvec.show.display import summary
+        from conceptvec.show.tables import summary
 
         return summary(self)
 
     def _repr_html_(self) -> str:
-        from conceptvec.show.display import results_html
+        from conceptvec.show.tables import results_html
 
         return results_html(self)
-
-
-def _resources(candidates: Candidates, device: str) -> dict[str, int]:
-    """Peak memory of the process and the device, and how many readouts the fast projection did not settle."""
-    import torch
-
-    repeated, full = (sum(int(p.fallbacks[i]) for p in candidates.layers) for i in (0, 1))
-    out = {
-        "peak_memory_bytes": peak_memory(),
-        "readouts_repeated": repeated,
-        "readouts_ranked_in_full": full,
-    }
-    if device.startswith("cuda"):
-        out["peak_device_bytes"] = torch.cuda.max_memory_allocated(torch.device(device))
-    return out
-
-
-def _count(entries: list[dict[str, Any]], names: list[str]) -> dict[str, int]:
-    found = Counter(e["concept"] for e in entries)
-    return {n: found[n] for n in names}
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema of the results file."""
-    return data("results.schema.json")
-
-
-def check(document: Any, name: str) -> None:
-    """Check a document against the schema.
-
-    Raises:
-        RequestError: it does not fit; the message names the place.
-    """
-    import jsonschema
-
-    error = next(jsonschema.Draft202012Validator(schema()).iter_errors(document), None)
-    if error is not None:
-        raise RequestError(
-            f"{name}: {error.json_path}: {error.message[:300]}; expected a conceptvec results file"
-        )
 
 
 def load_results(path: str | Path) -> Results:
@@ -180,23 +113,100 @@ def load_results(path: str | Path) -> Results:
     Raises:
         RequestError: there is none, or it is not a results file of this version.
     """
-    path = Path(path)
-    if path.is_dir():
-        found = sorted(path.glob("concept_vector_results_*.json"))
-        if len(found) != 1:
-            raise RequestError(
-                f"{path}: found {len(found)} results files, expected one; name the file"
-            )
-        path = found[0]
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(
-            f"{path} is not a readable results file ({error}); give one that `conceptvec run` wrote"
-        ) from None
-    check(document, str(path))
-    return Results(document)
+    return Results(load_document(path))
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+def _stats(
+    candidates: Candidates, scored: Scored | None, validation: Validation | None
+) -> PipelineStats:
+    total = candidates.total
+    valid = sum(e["validated"] for e in validation.entries) if validation else None
+    return {
+        "total_candidates": total,
+        "filtered_candidates": scored.filtered if scored else None,
+        "concept_candidates": len(scored.entries) if scored else None,
+        "tested_vectors": len(validation.entries) if validation else None,
+        "validated_vectors": valid,
+        "success_rate": plain(valid / total) if valid is not None and total else None,
+    }
+
+
+def _complexity(
+    model: Weights | Model, candidates: Candidates, validation: Validation | None
+) -> Complexity:
+    shown = int((~candidates.masked).sum())
+    flops = 2 * model.hidden_size * shown  # of one readout
+    return {
+        "projection_flops": flops * candidates.total,
+        "full_scale_projection_flops": flops * model.n_layers * model.intermediate_size,
+        "validation_flops": _validation_flops(model, validation) if validation else None,
+        "parameters_examined": candidates.total * model.hidden_size,
+    }
+
+
+def _validation_flops(model: Any, validation: Validation) -> int:
+    """Two operations a parameter: of a layer for every replayed token, of the unembedding for every answer."""
+    replayed, unembedded = validation.cost
+    layer_parameters = sum(p.numel() for p in model.layers[0].parameters())
+    rows = unembedded * model.hidden_size * model.vocab_size
+    return 2 * int(replayed * layer_parameters + rows)
+
+
+def _resources(candidates: Candidates, device: str) -> dict[str, int]:
+    """Peak memory of process and device, and the readouts that the fast projection did not settle."""
+    import torch
+
+    repeated, full = (sum(int(p.fallbacks[i]) for p in candidates.layers) for i in (0, 1))
+    resources = {
+        "peak_memory_bytes": peak_memory(),
+        "readouts_repeated": repeated,
+        "readouts_ranked_in_full": full,
+    }
+    if device.startswith("cuda"):
+        resources["peak_device_bytes"] = torch.cuda.max_memory_allocated(torch.device(device))
+    return resources
+
+
+def _scoring_part(scored: Scored | None, validation: Validation | None) -> dict[str, Any]:
+    """Stage 2's fields, `conceptvec.document.scoring.ScoringPart`; empty where it did not run."""
+    if scored is None:
+        return {
+            "candidate_distribution": {},
+            "labels": {},
+            "score_histogram": {},
+            "scoring_nulls": {},
+            "other_groups": [],
+            "untested_candidates": [],
+        }
+    tested = {e["id"] for e in validation.entries} if validation else set[str]()
+    return {
+        "candidate_distribution": _per_concept(scored.entries, scored.concepts.names),
+        "labels": scored.labels,
+        "score_histogram": scored.histogram,
+        "scoring_nulls": scored.null,
+        "other_groups": scored.others,
+        "untested_candidates": [e for e in scored.entries if e["id"] not in tested],
+    }
+
+
+def _validation_part(validation: Validation | None) -> dict[str, Any]:
+    """Stage 3's fields, `conceptvec.document.validation.ValidationPart`; empty where it did not run."""
+    if validation is None:
+        return {"verdicts": {}, "prompts": {}, "validation_results": [], "null_calibration": {}}
+    table = validation.table
+    names = [*table.concepts, "neutral"]
+    return {
+        "verdicts": dict(sorted(Counter(e["verdict"] for e in validation.entries).items())),
+        "prompts": {
+            name: {"prompts": len(table.groups[name]), "known": len(table.concept(name))}
+            for name in names
+        },
+        "validation_results": validation.entries,
+        "null_calibration": validation.calibration,
+        "concept_sets": validation.sets,
+    }
+
+
+def _per_concept(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, int]:
+    count = Counter(e["concept"] for e in entries)
+    return {name: count[name] for name in names}

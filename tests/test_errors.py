@@ -540,9 +540,9 @@ def test_few_nulls_are_told_beforehand(caplog) -> None:
     from conceptvec.tools.preflight import preflight
 
     assert "nothing can be validated" in " ".join(
-        preflight(Config(device="cpu", nulls=18))["warnings"]
+        preflight(Config(device="cpu", nulls=18)).warnings
     )
-    assert not preflight(Config(device="cpu", nulls=19))["warnings"]
+    assert not preflight(Config(device="cpu", nulls=19)).warnings
 
 
 def test_calibrate_needs_something_to_compare_with(tmp_path, capsys) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from conceptvec.extraction.projection import Projector
 from conceptvec.extraction.stage import Candidates, Projections, null_directions
 from conceptvec.scoring import lexicon as lex
 from conceptvec.scoring.scorer import COHERENCE_WORDS, LABELS, Scorer
-from conceptvec.text import plain
+from conceptvec.text import html_table, listed, number, plain, words_of
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 NULL_DIRECTIONS = 200  # per layer; each gives two lists
 SAME_GROUP = 0.5  # cosine of two lists' mean embeddings from which they are one group of `other`
 BINS = 50
+SHOWN_ROWS, SHOWN_TOKENS = 25, 8  # of a notebook cell
 
 
 @dataclass
@@ -59,9 +61,19 @@ class Scored:
         return f"Scored({len(self.entries)} concept candidates; {self.labels})"
 
     def _repr_html_(self) -> str:
-        from conceptvec.show.display import scored_html
-
-        return scored_html(self)
+        rows = [
+            [
+                entry["id"],
+                entry["concept"],
+                number(entry["score"], 2),
+                words_of(token for token, _ in entry["top_tokens"][:SHOWN_TOKENS]),
+            ]
+            for entry in self.entries[:SHOWN_ROWS]
+        ]
+        answers = escape(listed(self.labels))
+        return f"<p>{len(self.entries)} concept candidates; answers: {answers}</p>" + html_table(
+            rows, ("vector", "concept", "score", "tokens")
+        )
 
 
 def score(candidates: Candidates, model: Model, config: Config) -> Scored:

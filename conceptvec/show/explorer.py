@@ -1,7 +1,7 @@
 """The explorer: browse the tested vectors of a run in a notebook, and try one out where the model is loaded.
 
 Needs ipywidgets (7.7 or later) and the results; no model. With a model the chosen vector is damaged or amplified in a
-real forward pass (`damage.damaging`) while the text is continued greedily. `report` writes the static twin.
+real forward pass while the text is continued greedily (`show.trial`). `show.report` writes the static twin.
 """
 
 from __future__ import annotations
@@ -11,82 +11,90 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conceptvec.document import load_document
 from conceptvec.errors import RequestError
-from conceptvec.results import load_results
-from conceptvec.show.display import html, number, printable
+from conceptvec.text import html_table, number, printable
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
 ALL = "all"
-CONTINUED = 20  # tokens
-CHANGES = ("remove it", "noise of twice its norm", "its mean activation", "amplify it")
-_KINDS = {"remove it": "zero", "noise of twice its norm": "noise", "its mean activation": "mean"}
+FILTERS = ("concept", "layer", "pole", "verdict")
+DROPS = ("concept_drop", "unrelated_drop", "selectivity")
+SHOWN_TOKENS = 30
+Entry = Mapping[str, Any]
 
 
 def matching(
-    entries: Sequence[Mapping[str, Any]],
+    entries: Sequence[Entry],
     filters: Mapping[str, Any],
     scores: tuple[float, float],
     words: str,
-) -> list[Mapping[str, Any]]:
-    """The entries whose fields equal the filters (`all` is none), within the scores, with every word in a token."""
+) -> list[Entry]:
+    """The entries that fit everything that is asked for.
+
+    Args:
+        entries: the tested vectors.
+        filters: field → value; `ALL` is no filter.
+        scores: the lowest and the highest.
+        words: each must be part of a token of either pole.
+    """
     wanted = printable(words).casefold().split()
-    found = []
-    for e in entries:
-        tokens = [t.casefold() for t, _ in [*e["top_tokens"], *e.get("opposite_tokens", ())]]
-        fits = all(value in (ALL, e[name]) for name, value in filters.items())
-        if (
-            fits
-            and scores[0] <= e["score"] <= scores[1]
-            and all(any(w in t for t in tokens) for w in wanted)
-        ):
-            found.append(e)
-    return found
+    fitting = []
+    for entry in entries:
+        is_chosen = all(value in (ALL, entry[name]) for name, value in filters.items())
+        if is_chosen and scores[0] <= entry["score"] <= scores[1] and _has(entry, wanted):
+            fitting.append(entry)
+    return fitting
 
 
-def card(e: Mapping[str, Any]) -> str:
+def _has(entry: Entry, words: Sequence[str]) -> bool:
+    """Whether every word is part of one of the tokens."""
+    tokens = [token.casefold() for token, _ in entry["top_tokens"] + entry["opposite_tokens"]]
+    return all(any(word in token for token in tokens) for word in words)
+
+
+def card(entry: Entry) -> str:
     """One vector as escaped HTML: verdict, both poles' tokens, damage, contexts, continuations."""
-    text = lambda value: escape(printable(str(value)))
-    low, high = (number(x) for x in e["ci95"])
-    failed = f" ({text('; '.join(e['failed']))})" if e["failed"] else ""
-    lines = [
-        f"<b>{e['id']}</b> · {text(e['concept'])} · <b>{e['verdict'].replace('_', ' ')}</b>{failed}",
-        f"score {number(e['score'], 2)}, selectivity {number(e['selectivity'])} [{low}, {high}] nats, "
-        f"q {number(e['q_value'])}, n = {e['n_concept_prompts']} concept, {e['n_unrelated_prompts']} unrelated prompts",
+    damage = [[kind, *(number(drops[k]) for k in DROPS)] for kind, drops in entry["damage"].items()]
+    headers = ["damage", *(name.replace("_", " ") for name in DROPS)]
+    above = [
+        *_verdict_lines(entry),
+        _tokens_line("promoted", entry["top_tokens"]),
+        _tokens_line("suppressed", entry["opposite_tokens"]),
     ]
-    for name, tokens in (
-        ("promoted", e["top_tokens"]),
-        ("suppressed", e.get("opposite_tokens", [])),
-    ):
-        if tokens:
-            lines.append(
-                f"<b>{name}</b> "
-                + " · ".join(f"<bdi>{text(t.strip())}</bdi>" for t, _ in tokens[:30])
-            )
-    keys = ("concept_drop", "unrelated_drop", "selectivity")
-    damage = html(
-        [[kind, *(number(d[k]) for k in keys)] for kind, d in e["damage"].items()],
-        ["damage", *(k.replace("_", " ") for k in keys)],
-    )
-    a = e["activation"]
-    after = [f"fires on {a['firing_rate']:.1%} of the corpus; strongest activations"]
-    after += [f"{value:+.2f} {text(context)}" for context, value in a["contexts"]]
-    for c in e.get("continuations") or []:
-        after.append(" · ".join(f"{text(k)}: {text(v)}" for k, v in c.items()))
-    return f"<p>{'<br>'.join(lines)}</p>{damage}<p>{'<br>'.join(after)}</p>"
+    below = _activation_lines(entry["activation"])
+    for continuation in entry.get("continuations", ()):
+        below.append(" · ".join(f"{_safe(k)}: {_safe(text)}" for k, text in continuation.items()))
+    return f"<p>{'<br>'.join(above)}</p>{html_table(damage, headers)}<p>{'<br>'.join(below)}</p>"
 
 
-def changes(model: Model, e: Mapping[str, Any], change: str, times: float, seed: int) -> list[Any]:
-    """What a choice of `CHANGES` adds to the vector's layer; `times` is the factor of `amplify it`."""
-    from conceptvec.validation.damage import Damage, damages
+def _safe(value: Any) -> str:
+    return escape(printable(str(value)))
 
-    layer, neuron = e["layer"], e["neuron"]
-    if change in _KINDS:
-        return damages(
-            model, layer, neuron, _KINDS[change], e["activation"]["mean"], 1, 2.0, None, seed
-        )
-    return [Damage(neuron, times - 1.0, 0.0, model.value_vectors(layer)[neuron].float())]
+
+def _verdict_lines(entry: Entry) -> list[str]:
+    low, high = (number(limit) for limit in entry["ci95"])
+    failed = f" ({_safe('; '.join(entry['failed']))})" if entry["failed"] else ""
+    verdict = entry["verdict"].replace("_", " ")
+    return [
+        f"<b>{entry['id']}</b> · {_safe(entry['concept'])} · <b>{verdict}</b>{failed}",
+        f"score {number(entry['score'], 2)}, "
+        f"selectivity {number(entry['selectivity'])} [{low}, {high}] nats, "
+        f"q {number(entry['q_value'])}, n = {entry['n_concept_prompts']} concept, "
+        f"{entry['n_unrelated_prompts']} unrelated prompts",
+    ]
+
+
+def _tokens_line(title: str, tokens: Sequence[tuple[str, float]]) -> str:
+    shown = (f"<bdi>{_safe(token.strip())}</bdi>" for token, _ in tokens[:SHOWN_TOKENS])
+    return f"<b>{title}</b> {' · '.join(shown)}"
+
+
+def _activation_lines(activation: Mapping[str, Any]) -> list[str]:
+    rate = f"{activation['firing_rate']:.1%}"
+    strongest = [f"{value:+.2f} {_safe(context)}" for context, value in activation["contexts"]]
+    return [f"fires on {rate} of the corpus; strongest activations", *strongest]
 
 
 def explore(run: Mapping[str, Any] | str | Path, model: Model | None = None) -> Any:
@@ -103,105 +111,87 @@ def explore(run: Mapping[str, Any] | str | Path, model: Model | None = None) -> 
         RequestError: ipywidgets is missing, or the model is not the run's.
     """
     try:
-        import ipywidgets as w
+        import ipywidgets as widgets
     except ImportError:
         raise RequestError(
             "the explorer needs ipywidgets: pip install ipywidgets, then run this cell again"
         ) from None
-    results = load_results(run) if isinstance(run, str | Path) else run
+    results = load_document(run) if isinstance(run, str | Path) else run
     if model is not None and model.fingerprint != results["model"]["fingerprint"]:
         raise RequestError(
-            f"the results are of {results['model']['id']} with other weights than the model given here"
+            f"the results are of {results['model']['id']} with other weights than the model "
+            "given here; load the model with the run's configuration"
         )
-    entries = {e["id"]: e for e in results["validation_results"]}
-    layout = w.Layout(width="15em")
-    filters = {}
-    for name in ("concept", "layer", "pole", "verdict"):
-        values = list(dict.fromkeys(e[name] for e in entries.values()))
-        values = sorted(values) if name == "layer" else values
-        options = [(ALL, ALL), *((printable(str(v)).replace("_", " "), v) for v in values)]
-        filters[name] = w.Dropdown(options=options, description=name, layout=layout)
-    scores = w.FloatRangeSlider(value=(0.0, 1.0), min=0.0, max=1.0, step=0.05, description="score")
-    words = w.Text(placeholder="a word among the tokens", description="search")
-    listed = w.Select(rows=10, layout=w.Layout(width="30em"))
-    count, shown = w.HTML(), w.HTML()
+    browser = Browser(widgets, results["validation_results"])
+    parts = [browser.box, browser.card]
+    if model is not None and browser.entries:
+        from conceptvec.show.trial import controls
 
-    def refresh(_: Any = None) -> None:
-        found = matching(
-            list(entries.values()),
-            {k: f.value for k, f in filters.items()},
-            scores.value,
-            words.value,
+        parts += controls(widgets, model, browser, results["configuration"]["seed"])
+    return widgets.VBox(parts)
+
+
+class Browser:
+    """Filters, a search field, the list of what fits, and the card of the chosen vector.
+
+    Args:
+        widgets: the module ipywidgets.
+        entries: the tested vectors.
+
+    Attributes:
+        box: the controls and the list.
+        card: the card.
+        choice: the list; its value is the chosen vector's id.
+    """
+
+    def __init__(self, widgets: Any, entries: Sequence[Entry]) -> None:
+        self.entries = {entry["id"]: entry for entry in entries}
+        self.filters = {name: self._filter(widgets, name) for name in FILTERS}
+        self.scores = widgets.FloatRangeSlider(
+            value=(0.0, 1.0), min=0.0, max=1.0, step=0.05, description="score"
         )
-        count.value = f"{len(found)} of {len(entries)} tested vectors"
-        before = listed.value
-        labels = [
-            f"{e['id']}  {printable(e['concept'])}  {e['verdict'].replace('_', ' ')}" for e in found
-        ]
-        listed.options = list(zip(labels, [e["id"] for e in found], strict=True))
-        if found:
-            ids = [e["id"] for e in found]
-            listed.value = before if before in ids else ids[0]
-        choose()
+        self.words = widgets.Text(placeholder="a word among the tokens", description="search")
+        self.choice = widgets.Select(rows=10, layout=widgets.Layout(width="30em"))
+        self.count, self.card = widgets.HTML(), widgets.HTML()
+        controls = [*self.filters.values(), self.scores, self.words]
+        for control in controls:
+            control.observe(self._refresh, "value")
+        self.choice.observe(self._show, "value")
+        self._refresh()
+        right = widgets.VBox([self.count, self.choice])
+        self.box = widgets.HBox([widgets.VBox(controls), right])
 
-    def choose(_: Any = None) -> None:
-        shown.value = card(entries[listed.value]) if listed.value in entries else "nothing matches"
+    @property
+    def chosen(self) -> Entry | None:
+        """The entry that is chosen in the list."""
+        return self.entries.get(self.choice.value)
 
-    for control in (*filters.values(), scores, words):
-        control.observe(refresh, "value")
-    listed.observe(choose, "value")
-    refresh()
-    browser = w.HBox([w.VBox([*filters.values(), scores, words]), w.VBox([count, listed])])
-    parts = [browser, shown]
-    if model is not None and entries:
-        parts += _trial(w, model, entries, listed, results["configuration"]["seed"])
-    return w.VBox(parts)
+    def _filter(self, widgets: Any, name: str) -> Any:
+        """A choice among the values of one field."""
+        values = list(dict.fromkeys(entry[name] for entry in self.entries.values()))
+        if name == "layer":
+            values.sort()
+        options = [(ALL, ALL)]
+        options += [(printable(str(value)).replace("_", " "), value) for value in values]
+        layout = widgets.Layout(width="15em")
+        return widgets.Dropdown(options=options, description=name, layout=layout)
+
+    def _refresh(self, _: Any = None) -> None:
+        """List what fits now; what was chosen stays chosen where it still fits."""
+        filters = {name: control.value for name, control in self.filters.items()}
+        entries = list(self.entries.values())
+        fitting = matching(entries, filters, self.scores.value, self.words.value)
+        self.count.value = f"{len(fitting)} of {len(self.entries)} tested vectors"
+        before, ids = self.choice.value, [entry["id"] for entry in fitting]
+        self.choice.options = [(_label(entry), entry["id"]) for entry in fitting]
+        if ids:
+            self.choice.value = before if before in ids else ids[0]
+        self._show()
+
+    def _show(self, _: Any = None) -> None:
+        self.card.value = card(self.chosen) if self.chosen else "nothing matches"
 
 
-def _trial(w: Any, model: Model, entries: Mapping[str, Any], listed: Any, seed: int) -> list[Any]:
-    """Controls that continue a text clean and with the chosen vector damaged or amplified."""
-    from conceptvec.validation.damage import continuation
-
-    text = w.Text(description="text", layout=w.Layout(width="40em"))
-    change = w.Dropdown(options=CHANGES, description="vector")
-    times = w.FloatSlider(
-        value=5.0, min=-10.0, max=20.0, step=0.5, description="times", disabled=True
-    )
-    button, out = w.Button(description="Continue the text"), w.HTML()
-
-    def propose(
-        _: Any = None,
-    ) -> None:  # the text that excites the vector most, up to the exciting token
-        contexts = (
-            entries[listed.value]["activation"]["contexts"] if listed.value in entries else []
-        )
-        text.value = contexts[0][0].partition("«")[0].replace("»", "") if contexts else ""
-
-    def toggle(_: Any) -> None:
-        times.disabled = change.value in _KINDS
-
-    def go(_: Any) -> None:
-        if listed.value not in entries:
-            out.value = "choose a vector"
-            return
-        e = entries[listed.value]
-        rows = []
-        try:
-            added = changes(model, e, change.value, times.value, seed)
-            for name, some in (("clean", []), (f"{e['id']}: {change.value}", added)):
-                new, chances = continuation(model, text.value, {e["layer"]: some}, CONTINUED)
-                likely = [
-                    (model.tokenizer.decode([int(i)]), float(chances[i]))
-                    for i in chances.topk(5).indices
-                ]
-                first = ", ".join(f"{t.strip()} {p:.1%}" for t, p in likely)
-                rows.append([name, printable(new), printable(first)])
-            out.value = html(rows, ["", "greedy continuation", "likeliest next tokens"])
-        except (RequestError, RuntimeError) as error:
-            out.value = escape(str(error))
-
-    propose()
-    listed.observe(propose, "value")
-    change.observe(toggle, "value")
-    button.on_click(go)
-    return [w.HBox([text, change]), w.HBox([times, button]), out]
+def _label(entry: Entry) -> str:
+    verdict = entry["verdict"].replace("_", " ")
+    return f"{entry['id']}  {printable(entry['concept'])}  {verdict}"

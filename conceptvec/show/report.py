@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -18,14 +19,35 @@ from string import Template
 from typing import Any
 
 from conceptvec.runfolder import write_atomic
-from conceptvec.show import display
 from conceptvec.show.figures import FIGURES, measured
+from conceptvec.show.tables import HEADERS, result_rows, summary
+from conceptvec.text import DASH, printable
 
-COLUMNS = (  # name, class, field that sorts the column (its text does where there is none)
-    ("id", "", ""), ("concept", "", ""), ("score", "n less", "score"), ("verdict", "", ""),
-    ("concept drop", "n", "concept_drop"), ("unrelated", "n less", "unrelated_drop"),
-    ("95 % interval", "n less", "selectivity"), ("q", "n less", "q_value"), ("tokens", "tokens", ""),
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Column:
+    """How a column of the table behaves.
+
+    Attributes:
+        css: classes: ``n`` is numeric, ``less`` is left out on a narrow screen.
+        sorted_by: the field of an entry that sorts the column; its text does where there is none.
+    """
+
+    css: str = ""
+    sorted_by: str = ""
+
+
+COLUMNS = {
+    "id": Column(),
+    "concept": Column(),
+    "score": Column("n less", "score"),
+    "verdict": Column(),
+    "concept drop": Column("n", "concept_drop"),
+    "unrelated": Column("n less", "unrelated_drop"),
+    "95 % interval": Column("n less", "selectivity"),
+    "q": Column("n less", "q_value"),
+    "tokens": Column("tokens"),
+}
 
 
 def to_html(document: Mapping[str, Any], path: str | Path) -> Path:
@@ -45,55 +67,70 @@ def to_html(document: Mapping[str, Any], path: str | Path) -> Path:
 
 def page(document: Mapping[str, Any]) -> str:
     """The report as HTML text."""
-    model, entries = document["model"], [_shown(e) for e in document["validation_results"]]
-    template = (resources.files("conceptvec") / "data" / "report.html").read_text(encoding="utf-8")
-    source = (
-        f"conceptvec {document['conceptvec_version']}, {document['created']}. {model['id']}"
-        f"{' at ' + model['revision'] if model['revision'] else ''}, {model['layers']} layers, hidden size "
-        f"{model['hidden_size']}, {model['intermediate_size']} neurons a layer, {model['vocab_size']:,} tokens; "
-        f"weights {model['fingerprint'][:16]}. Seed {document['configuration']['seed']}."
-    )
-    return Template(template).substitute(
-        title=_safe(f"Concept vectors in {model['id']}"),
-        summary="".join(
-            f"<p>{_safe(line)}</p>" for line in display.summary(dict(document)).splitlines()
-        ),
-        source=_safe(source),
-        figures="".join(
-            _figure(document, name) for name in measured(document) if name != "vector_card"
-        ),
-        extra=_sets(document.get("concept_sets")),
+    template = resources.files("conceptvec") / "data" / "report.html"
+    entries = [_printable(entry) for entry in document["validation_results"]]
+    as_json = json.dumps(entries, ensure_ascii=False, separators=(",", ":"))
+    paragraphs = (f"<p>{_safe(line)}</p>" for line in summary(document).splitlines())
+    pictures = (_figure(document, name) for name in measured(document) if name != "vector_card")
+    return Template(template.read_text(encoding="utf-8")).substitute(
+        title=_safe(f"Concept vectors in {document['model']['id']}"),
+        summary="".join(paragraphs),
+        source=_safe(_source(document)),
+        figures="".join(pictures),
+        extra=_sets(document.get("concept_sets") or []),
         damage=_safe(document["configuration"]["damage"][0]),
-        head="".join(f'<th class="{css}"><button>{name}</button></th>' for name, css, _ in COLUMNS),
-        rows="\n".join(map(_row, entries, display.rows(dict(document), None))),
-        data=json.dumps(entries, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        head="".join(_head(name) for name in HEADERS),
+        rows="\n".join(map(_row, entries, result_rows(document, None))),
+        data=as_json.replace("<", "\\u003c"),
     )
 
 
 def _safe(text: Any) -> str:
-    return escape(display.printable(str(text)))
+    return escape(printable(str(text)))
 
 
-def _shown(value: Any) -> Any:
+def _printable(value: Any) -> Any:
     """The same value with every text printable."""
     if isinstance(value, str):
-        return display.printable(value)
+        return printable(value)
     if isinstance(value, Mapping):
-        return {k: _shown(v) for k, v in value.items()}
-    return [_shown(v) for v in value] if isinstance(value, list) else value
+        return {key: _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
 
 
-def _row(entry: Mapping[str, Any], cells: Iterable[str]) -> str:
-    out = []
-    for (name, css, key), text in zip(COLUMNS, cells, strict=True):
-        value = f' data-v="{"" if entry[key] is None else entry[key]}"' if key else ""
-        if name == "verdict":
-            css, text = entry["verdict"], text.replace("_", " ")
-        inner = (
-            f'<button aria-expanded="false">{_safe(text)}</button>' if name == "id" else _safe(text)
-        )
-        out.append(f'<td class="{css}"{value}>{inner}</td>')
-    return f'<tr id="{_safe(entry["id"])}">{"".join(out)}</tr>'
+def _source(document: Mapping[str, Any]) -> str:
+    """Which program, model and seed the numbers come from."""
+    model = document["model"]
+    revision = f" at {model['revision']}" if model["revision"] else ""
+    return (
+        f"conceptvec {document['conceptvec_version']}, {document['created']}. "
+        f"{model['id']}{revision}, {model['layers']} layers, hidden size {model['hidden_size']}, "
+        f"{model['intermediate_size']} neurons a layer, {model['vocab_size']:,} tokens; weights "
+        f"{model['fingerprint'][:16]}. Seed {document['configuration']['seed']}."
+    )
+
+
+def _head(name: str) -> str:
+    return f'<th class="{COLUMNS[name].css}"><button>{name}</button></th>'
+
+
+def _row(entry: Mapping[str, Any], texts: Sequence[str]) -> str:
+    """A row of the table; `texts` stand under `HEADERS`."""
+    cells = "".join(_cell(entry, name, text) for name, text in zip(HEADERS, texts, strict=True))
+    return f'<tr id="{_safe(entry["id"])}">{cells}</tr>'
+
+
+def _cell(entry: Mapping[str, Any], name: str, text: str) -> str:
+    column = COLUMNS[name]
+    css, inner = column.css, _safe(text)
+    if name == "id":
+        inner = f'<button aria-expanded="false">{inner}</button>'
+    if name == "verdict":
+        css, inner = entry["verdict"], _safe(text.replace("_", " "))
+    if not column.sorted_by:
+        return f'<td class="{css}">{inner}</td>'
+    value = entry[column.sorted_by]
+    return f'<td class="{css}" data-v="{"" if value is None else value}">{inner}</td>'
 
 
 def _figure(document: Mapping[str, Any], name: str) -> str:
@@ -104,23 +141,24 @@ def _figure(document: Mapping[str, Any], name: str) -> str:
     return f'<figure><img alt="{_safe(text)}" src="data:image/png;base64,{picture}"></figure>'
 
 
-def _sets(sets: Any) -> str:
-    """Damage of whole sets as a table, where the document has it; of a list of vectors the length."""
+def _sets(sets: Sequence[Mapping[str, Any]]) -> str:
+    """Damage of whole sets as a table, where the document has it."""
     if not sets:
         return ""
-    head = "".join(f"<th>{_safe(k.replace('_', ' '))}</th>" for k in sets[0])
-    body = "".join(
-        f"<tr>{''.join(f'<td>{_safe(_short(v))}</td>' for v in record.values())}</tr>"
-        for record in sets
-    )
-    return f'<h2>Sets damaged together</h2><div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    head = "".join(f"<th>{_safe(name.replace('_', ' '))}</th>" for name in sets[0])
+    rows = []
+    for one in sets:
+        cells = "".join(f"<td>{_safe(_short(value))}</td>" for value in one.values())
+        rows.append(f"<tr>{cells}</tr>")
+    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    return f'<h2>Sets damaged together</h2><div class="scroll">{table}</div>'
 
 
 def _short(value: Any) -> str:
+    """A field of a set; of a list of vectors the length."""
+    if value is None:
+        return DASH
     if isinstance(value, list):
-        return (
-            str(len(value))
-            if value and isinstance(value[0], list)
-            else " … ".join(map(_short, value))
-        )
-    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+        is_vectors = bool(value) and isinstance(value[0], list)
+        return str(len(value)) if is_vectors else " … ".join(map(_short, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

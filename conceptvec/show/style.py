@@ -17,23 +17,53 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-from conceptvec.show.display import printable
+from conceptvec.text import printable
 
 INK, MUTED, PALE = "#333333", "#666666", "#bbbbbb"
 BLUE, GREEN, ORANGE, RED = "#0072b2", "#009e73", "#e69f00", "#d55e00"
+SKY, PURPLE, GRAY = "#56b4e9", "#cc79a7", "#8a8a8a"
 STYLE = {
-    "font.size": 10, "text.color": INK, "text.parse_math": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11.5, "axes.titleweight": "bold",
-    "xtick.color": INK, "ytick.color": INK, "legend.frameon": False, "legend.fontsize": 8.5, "figure.dpi": 110,
-}  # fmt: skip
+    "font.size": 10,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.dpi": 110,
+}
 WIDTH = 7.5  # inches: the width of a notebook cell
-# Fonts for scripts that DejaVu Sans, matplotlib's own, lacks; only those that a figure needs are loaded.
+LONGEST_NAME = 40  # of a model: a folder's path can be longer than the figure is wide
+MAIN_FONT = "DejaVu Sans"  # matplotlib's own
+# Fonts for scripts that it lacks; only those that a figure needs are loaded.
 FALLBACK_FONTS = (
-    "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Microsoft YaHei",
-    "Malgun Gothic", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Arial Unicode MS", "Noto Sans Devanagari",
-    "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Telugu", "Noto Sans Thai", "Noto Sans Hebrew",
-    "Noto Sans Arabic", "Nirmala UI", "Leelawadee UI", "Unifont",
-)  # fmt: skip
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Hiragino Sans",
+    "PingFang SC",
+    "Apple SD Gothic Neo",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "Arial Unicode MS",
+    "Noto Sans Devanagari",
+    "Noto Sans Bengali",
+    "Noto Sans Tamil",
+    "Noto Sans Telugu",
+    "Noto Sans Thai",
+    "Noto Sans Hebrew",
+    "Noto Sans Arabic",
+    "Nirmala UI",
+    "Leelawadee UI",
+    "Unifont",
+)
 
 
 class Plot(Figure):
@@ -46,16 +76,18 @@ class Plot(Figure):
 
 
 @lru_cache(maxsize=4096)
-def font_of(char: str) -> str | None:
+def font_of(character: str) -> str | None:
     """The first font, of matplotlib's own and the installed fallbacks, that has the character."""
-    return next(
-        (name for name in ("DejaVu Sans", *FALLBACK_FONTS) if ord(char) in _characters(name)), None
-    )
+    for name in (MAIN_FONT, *FALLBACK_FONTS):
+        if ord(character) in _characters(name):
+            return name
+    return None
 
 
 @lru_cache(maxsize=32)
 def _characters(font: str) -> frozenset[int]:
-    path = next((f.fname for f in font_manager.fontManager.ttflist if f.name == font), None)
+    paths = (f.fname for f in font_manager.fontManager.ttflist if f.name == font)
+    path = next(paths, None)
     return frozenset(FT2Font(path).get_charmap()) if path else frozenset()
 
 
@@ -64,33 +96,50 @@ def drawable(text: str, width: int = 26) -> str:
     text = printable(text).strip()
     missing = [ch for ch in text if not ch.isspace() and font_of(ch) is None]
     if missing:
-        names = [unicodedata.name(ch, "unnamed") for ch in missing]
-        known = [
-            n.lower()
-            for ch, n in zip(missing, names, strict=True)
-            if unicodedata.category(ch) == "So"
-        ]
-        code = f"{names[0].split()[0][:5]} U+{ord(missing[0]):04X}" + (
-            "…" if len(missing) > 1 else ""
-        )
-        text = f"[{known[0] if known else code}]"
+        text = f"[{_name_of(missing)}]"
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _name_of(characters: list[str]) -> str:
+    """A name for characters that no font has: that of the first symbol (an emoji), else script and number."""
+    for character in characters:
+        if unicodedata.category(character) == "So":
+            return unicodedata.name(character, "unnamed").lower()
+    script = unicodedata.name(characters[0], "unnamed").split()[0][:5]
+    return f"{script} U+{ord(characters[0]):04X}{'…' if len(characters) > 1 else ''}"
 
 
 def frame(
     results: Mapping[str, Any], title: str, height: float, columns: int = 1, note: str = ""
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure whose second line says which model and device the numbers come from, and how to read it."""
+    """An empty figure whose second line says where the numbers come from, and how to read it.
+
+    Args:
+        results: a document with the ``model``.
+        title: the first line.
+        height: in inches.
+        columns: panels side by side, with one vertical scale.
+        note: stands after model and device.
+    """
     figure = Plot(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(1, columns, squeeze=False, sharey=columns > 1)[0].tolist()
-    model = results["model"]
     panels[0].set_title(f"{title}\n", loc="left")
-    name = printable(model["id"])
-    name = (
-        name if len(name) <= 40 else f"…{name[-39:]}"
-    )  # a folder's path can be longer than the figure is wide
-    source = f"{name}, {model['dtype']} on {model['device']}"
-    line = panels[0].annotate(" · ".join(filter(None, (source, note))), (0, 1), (0, 4), xycoords="axes fraction",
-                              textcoords="offset points", fontsize=8.5, color=MUTED)  # fmt: skip
+    source = _source(results["model"])
+    line = panels[0].annotate(
+        f"{source} · {note}" if note else source,
+        (0, 1),
+        (0, 4),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=8.5,
+        color=MUTED,
+    )
     line.set_in_layout(False)  # the title's second line holds its place
     return figure, panels
+
+
+def _source(model: Mapping[str, Any]) -> str:
+    name = printable(model["id"])
+    if len(name) > LONGEST_NAME:
+        name = "…" + name[1 - LONGEST_NAME :]
+    return f"{name}, {model['dtype']} on {model['device']}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from conceptvec.errors import RequestError
 from conceptvec.extraction.projection import Projector
 from conceptvec.model.device import choose_device, choose_dtype, now
 from conceptvec.model.memory import peak_memory
+from conceptvec.text import table
 from conceptvec.tools.bench_scoring import bench_scoring
 from conceptvec.tools.bench_validation import bench_validation
 
@@ -24,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("projection", "scoring", "validation")
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 26, 1152, 6912, 262_144  # Gemma 3 1B
-TOP_K, BATCH, REPEATS, NAIVE = 50, 200, 7, 5
+TOP_K, BATCH, REPEATS = 50, 200, 7
+NAIVE = 5  # vectors that the naive loop is timed on
+Variant = Callable[[], Any]
 
 
 def bench(device: str = "auto", vectors: int = 400, parts: Sequence[str] = PARTS) -> dict[str, Any]:
@@ -48,14 +51,15 @@ def bench(device: str = "auto", vectors: int = 400, parts: Sequence[str] = PARTS
     chosen = choose_device(device)
     dtype = str(choose_dtype("auto", chosen)[0]).removeprefix("torch.")
     run = {
-        "projection": lambda: bench_projection(chosen, vectors), "scoring": bench_scoring,
+        "projection": lambda: bench_projection(chosen, vectors),
+        "scoring": bench_scoring,
         "validation": lambda: bench_validation(str(chosen), dtype),
-    }  # fmt: skip
-    found = {}
+    }
+    figures = {}
     for part in parts:
         logger.info("bench: %s", part)
-        found[part] = run[part]()
-    return found
+        figures[part] = run[part]()
+    return figures
 
 
 @torch.inference_mode()
@@ -80,16 +84,64 @@ def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
     stored = choose_dtype("auto", device)[0]
     unembedding = torch.empty(VOCABULARY, HIDDEN, device=device, dtype=stored).normal_()
     directions = torch.randn(vectors, HIDDEN).to(device)
-    nothing = torch.zeros(VOCABULARY, dtype=torch.bool)
+
+    # What the first call takes beyond the weights; it also warms up.
     before = _memory(device)
-    ours = Projector(unembedding, nothing, TOP_K)
+    ours = Projector(unembedding, torch.zeros(VOCABULARY, dtype=torch.bool), TOP_K)
     _clock(lambda: ours(directions, BATCH), device)
     extra = _memory(device) - before
-    projectors = {"ours": ours}
+
+    projectors = {"ours": ours, **_rivals(unembedding, ours)}
+    variants = _variants(unembedding, directions, projectors)
+    seconds = _take_turns(variants, device)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    naive = median["naive"] / min(vectors, NAIVE)
+    by_projector = {}
+    for name, projector in projectors.items():
+        gemm = _fastest_product(median, projector.precision)
+        by_projector[name] = {
+            "seconds_gemm": median[gemm],
+            "seconds_ours": median[name],
+            "ratio_to_gemm": median[name] / median[gemm],
+            "speedup_over_naive": naive / (median[name] / vectors / 2),
+            "spread": _spread(seconds[gemm], seconds[name]),
+            "full_scale_seconds": median[name] / vectors * LAYERS * INTERMEDIATE,
+        }
+    topk = median["topk"] * vectors / min(vectors, BATCH)
+    figures = by_projector.pop("ours")
+    return {
+        "device": _name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": str(ours.precision).removeprefix("torch."),
+        "compiled": ours.compiled,
+        "vectors": vectors,
+        "repeats": REPEATS,
+        **figures,
+        "seconds_naive": naive,
+        "seconds_topk": topk,
+        "ratio_topk_to_gemm": topk / figures["seconds_gemm"],
+        "peak_extra_bytes": extra,
+        "fallbacks": ours.fallbacks.tolist(),
+        **by_projector,
+    }
+
+
+def _rivals(unembedding: torch.Tensor, ours: Projector) -> dict[str, Projector]:
+    """What ours is compared with: another precision, and the same without compiled kernels."""
+    nothing = torch.zeros(VOCABULARY, dtype=torch.bool)
+    rivals = {}
     if ours.precision is not torch.float32:
-        projectors["float32"] = Projector(unembedding, nothing, TOP_K, precision=torch.float32)
+        rivals["float32"] = Projector(unembedding, nothing, TOP_K, precision=torch.float32)
     if ours.compiled:
-        projectors["plain"] = Projector(unembedding, nothing, TOP_K, compiled=False)
+        rivals["plain"] = Projector(unembedding, nothing, TOP_K, compiled=False)
+    return rivals
+
+
+def _variants(
+    unembedding: torch.Tensor, directions: torch.Tensor, projectors: Mapping[str, Projector]
+) -> dict[str, Variant]:
+    """Everything that is timed, by name."""
 
     def topk() -> None:
         z = directions[:BATCH].float() @ unembedding.T.float()
@@ -97,69 +149,60 @@ def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
             z.topk(TOP_K, largest=largest)
 
     def naive() -> None:
-        for d in directions[:NAIVE]:
-            (unembedding.float() @ d).sort(descending=True)
+        for direction in directions[:NAIVE]:
+            (unembedding.float() @ direction).sort(descending=True)
 
-    variants: dict[str, Callable[[], Any]] = {"topk": topk, "naive": naive}
+    variants: dict[str, Variant] = {"topk": topk, "naive": naive}
+    sizes = {projector.columns for projector in projectors.values()}
     for precision in {projector.precision for projector in projectors.values()}:
-        variants |= _products(
-            unembedding.to(precision), directions, {p.columns for p in projectors.values()}
-        )
+        variants |= _products(unembedding.to(precision), directions, sizes)
     for name, projector in projectors.items():
         variants[name] = lambda projector=projector: projector(directions, BATCH)
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(REPEATS):
-        for name, variant in variants.items():
-            taken[name].append(_clock(variant, device))
-    median = {name: statistics.median(times) for name, times in taken.items()}
-    one_by_one = median["naive"] / min(vectors, NAIVE)
-
-    def figures(name: str) -> dict[str, Any]:
-        gemm = min(
-            (v for v in median if v.startswith(f"gemm {projectors[name].precision}")),
-            key=median.__getitem__,
-        )
-        return {
-            "seconds_gemm": median[gemm], "seconds_ours": median[name], "ratio_to_gemm": median[name] / median[gemm],
-            "speedup_over_naive": one_by_one / (median[name] / vectors / 2),
-            "spread": max(abs(t / median[v] - 1) for v in (gemm, name) for t in taken[v]),
-            "full_scale_seconds": median[name] / vectors * LAYERS * INTERMEDIATE,
-        }  # fmt: skip
-
-    found = figures("ours")
-    seconds = median["topk"] * vectors / min(vectors, BATCH)
-    return {
-        "device": _name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "precision": str(ours.precision).removeprefix("torch."), "compiled": ours.compiled, "vectors": vectors,
-        "repeats": REPEATS, **found, "seconds_naive": one_by_one, "seconds_topk": seconds,
-        "ratio_topk_to_gemm": seconds / found["seconds_gemm"], "peak_extra_bytes": extra,
-        "fallbacks": ours.fallbacks.tolist(), **{name: figures(name) for name in projectors if name != "ours"},
-    }  # fmt: skip
+    return variants
 
 
 def _products(
-    rows: torch.Tensor, directions: torch.Tensor, columns: set[int]
-) -> dict[str, Callable[[], Any]]:
+    rows: torch.Tensor, directions: torch.Tensor, sizes: Iterable[int]
+) -> dict[str, Variant]:
     """The bare product of (V, H) rows with (n, H) directions in the rows' precision, in several arrangements."""
     batches = directions.to(rows.dtype).split(BATCH)
 
-    def whole(turned: bool) -> None:
-        for d in batches:
-            _ = rows @ d.T if turned else d @ rows.T
+    def whole(is_turned: bool) -> None:
+        for batch in batches:
+            _ = rows @ batch.T if is_turned else batch @ rows.T
 
     def chunks(size: int) -> None:
-        for d in batches:
-            turned = d.T.contiguous()
-            into = rows.new_empty(size, len(d))
+        for batch in batches:
+            turned = batch.T.contiguous()
+            into = rows.new_empty(size, len(batch))
             for chunk in rows.split(size):
                 torch.mm(chunk, turned, out=into[: len(chunk)])
 
     name = f"gemm {rows.dtype}"
-    by_chunks = {f"{name} by {size}": lambda size=size: chunks(size) for size in columns}
+    by_chunks = {f"{name} by {size}": lambda size=size: chunks(size) for size in sizes}
     return {name: lambda: whole(False), f"{name} turned": lambda: whole(True), **by_chunks}
 
 
-def _clock(work: Callable[[], Any], device: torch.device) -> float:
+def _take_turns(variants: Mapping[str, Variant], device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every repetition of every variant."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(REPEATS):
+        for name, variant in variants.items():
+            seconds[name].append(_clock(variant, device))
+    return seconds
+
+
+def _fastest_product(median: Mapping[str, float], precision: torch.dtype) -> str:
+    products = [name for name in median if name.startswith(f"gemm {precision}")]
+    return min(products, key=median.__getitem__)
+
+
+def _spread(*repetitions: Sequence[float]) -> float:
+    """The largest relative difference between a repetition and the median of its variant."""
+    return max(abs(t / statistics.median(times) - 1) for times in repetitions for t in times)
+
+
+def _clock(work: Variant, device: torch.device) -> float:
     """Seconds that `work` takes, the device's queue included."""
     start = now(device)
     work()
@@ -179,3 +222,18 @@ def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def bench_table(figures: dict[str, Any]) -> str:
+    """The answer of `bench` as text: a value per line under its dotted name."""
+    return table(_flat(figures), ())
+
+
+def _flat(figures: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, f"{value:.4g}" if isinstance(value, float) else value))
+    return rows

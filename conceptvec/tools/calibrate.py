@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from conceptvec.errors import RequestError
 from conceptvec.extraction.activations import corpus_activations
 from conceptvec.runfolder import Arrays, Parts
 from conceptvec.text import plain
+from conceptvec.text import table as text_table
 from conceptvec.tools.planting import Planted, plant
 from conceptvec.validation import statistics as stats
 from conceptvec.validation.measure import Experiment, PromptTable
@@ -237,3 +238,40 @@ def _rate(entries: Sequence[Entry]) -> dict[str, Any]:
         "ci95": [plain(low), plain(high)], "validated_uncorrected": alone,
         "p_at_most_0.05": plain(np.mean([p <= MAX_Q for p in tested])) if tested else None,
     }  # fmt: skip
+
+
+def calibration_table(document: Mapping[str, Any]) -> str:
+    """The answer of `calibrate` as text."""
+    groups = {
+        "random neurons": document["random"],
+        "random, firing": document["firing"],
+        "permuted labels": document["permuted"],
+    }
+    for row in document["planted"]:
+        groups[f"planted, worth {row['effect']:g} nats"] = row
+    headers = (
+        "group",
+        "vectors",
+        "tested",
+        "validated",
+        "rate",
+        "95 % interval",
+        "without correction",
+        "concept drop",
+    )
+    return text_table([_group_row(name, group) for name, group in groups.items()], headers)
+
+
+def _group_row(name: str, group: Mapping[str, Any]) -> list[Any]:
+    low, high = group["ci95"]
+    drop = group.get("concept_drop")
+    return [
+        name,
+        group["vectors"],
+        group["tested"],
+        group["validated"],
+        f"{group['rate']:.1%}" if group["vectors"] else "none to find",
+        f"{low:.1%} … {high:.1%}",
+        group["validated_uncorrected"],
+        "" if drop is None else f"{drop:.3f}",
+    ]

@@ -12,8 +12,8 @@ From a finished run only the kept lists are searched: a word that is not in a ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,66 @@ from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
 from conceptvec.extraction.projection import Projector
 from conceptvec.extraction.stage import make_projector
-from conceptvec.model.network import Model
-from conceptvec.model.weights import load_weights
-from conceptvec.runfolder import manifests, read_part
+from conceptvec.model.weights import Weights, load_weights
+from conceptvec.records import Pole, Sign
+from conceptvec.runfolder import Arrays, manifests, read_part
 from conceptvec.scoring.lexicon import lemma, normalise
-from conceptvec.scoring.stage import vector_id
-from conceptvec.text import plain
+from conceptvec.text import number, plain, printable, table, words_of
 
 SHOWN_TOKENS = 15
+SHOWN_IN_TABLE = 8
+
+
+@dataclass(frozen=True)
+class Readouts:
+    """How strongly the neurons of one layer promote every form.
+
+    Attributes:
+        layer: zero-based.
+        neurons: their numbers (n,).
+        by_sign: sign of the pole → y (n, T), larger is more promoted.
+    """
+
+    layer: int
+    neurons: np.ndarray
+    by_sign: Mapping[Sign, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A pole that promotes the words.
+
+    Attributes:
+        strength: mean over the words of the best form's y.
+        standing: that, against the strengths of the layer's neurons, same pole.
+        rank: among the layer's neurons, from 1.
+        per_word: the best form's y of every word.
+    """
+
+    pole: Pole
+    strength: float
+    standing: float
+    rank: int
+    per_word: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A model's tokens as the search needs them: how to read out, their texts, and the words' forms."""
+
+    projector: Projector
+    texts: list[str]
+    forms: dict[str, list[int]]
+
+    @property
+    def targets(self) -> list[int]:
+        """All forms' token ids, word by word."""
+        return [token for tokens in self.forms.values() for token in tokens]
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where each word's forms begin among the targets."""
+        return np.cumsum([0, *(len(tokens) for tokens in self.forms.values())])[:-1]
 
 
 def word_forms(words: Sequence[str], texts: list[str], masked: np.ndarray) -> dict[str, list[int]]:
@@ -41,16 +93,17 @@ def word_forms(words: Sequence[str], texts: list[str], masked: np.ndarray) -> di
     Raises:
         RequestError: a word has no token of its own in this vocabulary.
     """
-    keys = {w: lemma(normalise(w)) or normalise(w) for w in words}
-    forms: dict[str, list[int]] = {w: [] for w in words}
-    for i, text in enumerate(texts):
-        word = "" if masked[i] else normalise(text)
-        for w, key in keys.items():
-            if word and (word == key or lemma(word) == key):
-                forms[w].append(i)
-    if missing := [w for w, ids in forms.items() if not ids]:
+    keys = {word: lemma(normalise(word)) or normalise(word) for word in words}
+    forms: dict[str, list[int]] = {word: [] for word in words}
+    for token, text in enumerate(texts):
+        shown = "" if masked[token] else normalise(text)
+        for word, key in keys.items():
+            if shown and key in (shown, lemma(shown)):
+                forms[word].append(token)
+    if missing := [word for word, tokens in forms.items() if not tokens]:
         raise RequestError(
-            f"find: no token of this vocabulary is a form of {', '.join(map(repr, missing))}; "
+            "find: no token of this vocabulary is a form of "
+            f"{', '.join(map(repr, missing))}; "
             "expected words that are one token: leave them out or give shorter ones"
         )
     return forms
@@ -70,7 +123,7 @@ def find(
     Returns:
         a JSON document: the words' forms, the neurons examined, and the best poles.
     """
-    if not words or not all(normalise(w) for w in words):
+    if not words or not all(normalise(word) for word in words):
         raise RequestError(
             "find: got no word; expected one word or more, such as: find Harry Potter Hogwarts"
         )
@@ -80,53 +133,60 @@ def find(
     model = load_weights(config)
     projector, texts, masked = make_projector(model, SHOWN_TOKENS)
     forms = word_forms(list(dict.fromkeys(words)), texts, masked.numpy())
-    first = np.cumsum([0, *(len(ids) for ids in forms.values())])[:-1]
-    targets = torch.tensor([i for ids in forms.values() for i in ids])
+    vocabulary = Vocabulary(projector, texts, forms)
     if run is None:
-        source = _from_weights(model, projector, config, targets)
+        layers = _from_weights(model, vocabulary, config)
     else:
-        source = _from_run(Path(run), manifest, model, config, targets.numpy())
-    found: list[dict[str, Any]] = []
-    examined = 0
-    for layer, neurons, poles in source:
-        examined += len(neurons)
-        for pole, y in poles.items():  # y (n, T), larger is more promoted
-            per_word = np.maximum.reduceat(y, first, axis=1)  # (n, words)
-            strength = per_word.mean(1)
-            standing = (strength - strength.mean()) / max(float(strength.std()), 1e-9)
-            best = np.argsort(-strength, kind="stable")[:limit]
-            found += [
-                {
-                    "id": vector_id(layer, int(neurons[i]), pole), "layer": layer, "neuron": int(neurons[i]),
-                    "pole": pole, "standing": plain(standing[i]), "strength": plain(strength[i]),
-                    "rank_in_layer": rank, "words": dict(zip(forms, map(plain, per_word[i]), strict=True)),
-                }
-                for rank, i in enumerate(best, 1) if strength[i] > 0
-            ]  # fmt: skip
-    found = sorted(found, key=lambda f: (-f["standing"], f["id"]))[:limit]
-    _describe(found, model, projector, config.fold, forms, texts)
+        layers = _from_run(Path(run), manifest, model, vocabulary, config)
+
+    # Only the best of every layer and pole are kept, and of those the ones that stand out most.
+    matches, examined = list[Match](), 0
+    for readouts in layers:
+        examined += len(readouts.neurons)
+        for sign in readouts.by_sign:
+            matches += _best(readouts, sign, vocabulary.starts, limit)
+    matches = sorted(matches, key=lambda m: (-float(plain(m.standing) or 0), m.pole.id))[:limit]
     return {
-        "words": {w: [texts[i] for i in ids] for w, ids in forms.items()}, "model": model.name,
-        "revision": model.revision, "fold": config.fold, "source": "weights" if run is None else str(run),
-        "neurons_examined": examined, "results": found,
-    }  # fmt: skip
+        "words": {word: [texts[token] for token in tokens] for word, tokens in forms.items()},
+        "model": model.name,
+        "revision": model.revision,
+        "fold": config.fold,
+        "source": "weights" if run is None else str(run),
+        "neurons_examined": examined,
+        "results": _described(matches, model, vocabulary, config.fold),
+    }
 
 
-Source = Iterator[
-    tuple[int, np.ndarray, dict[str, np.ndarray]]
-]  # layer, neurons (n,), pole → y (n, T)
+def _best(readouts: Readouts, sign: Sign, starts: np.ndarray, limit: int) -> list[Match]:
+    """The strongest poles of a layer that promote the words at all."""
+    per_word = np.maximum.reduceat(readouts.by_sign[sign], starts, axis=1)  # (n, words)
+    strength = per_word.mean(1)
+    standing = (strength - strength.mean()) / max(float(strength.std()), 1e-9)
+    order = np.argsort(-strength, kind="stable")[:limit]
+    return [
+        Match(
+            pole=Pole(readouts.layer, int(readouts.neurons[row]), sign),
+            strength=float(strength[row]),
+            standing=float(standing[row]),
+            rank=rank,
+            per_word=tuple(map(float, per_word[row])),
+        )
+        for rank, row in enumerate(order, 1)
+        if strength[row] > 0
+    ]
 
 
-def _from_weights(
-    model: Model, projector: Projector, config: Config, targets: torch.Tensor
-) -> Source:
-    rows = model.unembedding[targets.to(model.device)].float() - projector.mean
-    covariance = projector.covariance()
+def _from_weights(model: Weights, vocabulary: Vocabulary, config: Config) -> Iterator[Readouts]:
+    """Every neuron of the layers, from moments and the forms' own rows alone."""
+    targets = torch.tensor(vocabulary.targets)
+    rows = model.unembedding[targets.to(model.device)].float() - vocabulary.projector.mean
+    covariance = vocabulary.projector.covariance()
     for layer in tqdm(parse_layers(config.layers, model.n_layers), desc="find", unit="layer"):
-        d = model.readout_directions(layer, config.fold)
-        deviation = ((d @ covariance) * d).sum(1, keepdim=True).clamp(min=1e-30).sqrt()
-        y = ((d @ rows.T.contiguous()) / deviation).cpu().numpy()
-        yield layer, np.arange(len(y)), {"+": y, "-": -y}
+        d = model.readout_directions(layer, config.fold)  # (I, H)
+        variance = ((d @ covariance) * d).sum(1, keepdim=True)
+        deviation = variance.clamp(min=1e-30).sqrt()
+        y = ((d @ rows.T.contiguous()) / deviation).cpu().numpy()  # (I, T)
+        yield Readouts(layer, np.arange(len(y)), {"+": y, "-": -y})
 
 
 def _of_run(run: Path, config: Config) -> tuple[Config, dict[str, Any]]:
@@ -134,70 +194,120 @@ def _of_run(run: Path, config: Config) -> tuple[Config, dict[str, Any]]:
     try:
         manifest = manifests(run)[0]
         was = manifest["configuration"] | {"dtype": manifest["model"]["dtype"]}
-        return replace(
-            config, **{k: was[k] for k in ("model", "revision", "dtype", "fold")}
-        ), manifest
+        kept = {name: was[name] for name in ("model", "revision", "dtype", "fold")}
     except (IndexError, KeyError):
         raise RequestError(
             f"find: {run} is no run folder; expected one that `conceptvec run` wrote"
         ) from None
+    return replace(config, **kept), manifest
 
 
 def _from_run(
-    run: Path, manifest: dict[str, Any], model: Model, config: Config, targets: np.ndarray
-) -> Source:
+    run: Path, manifest: dict[str, Any], model: Weights, vocabulary: Vocabulary, config: Config
+) -> Iterator[Readouts]:
+    """The neurons whose lists a run has kept."""
     if manifest["model"].get("fingerprint") != model.fingerprint:
         raise RequestError(
-            f"find: {run} was made from other weights than {model.name}; run it again, or omit --run"
+            f"find: {run} was made from other weights than {model.name}; "
+            "run it again, or omit --run"
         )
-    asked = {
-        f"projections/layer_{n:02d}.safetensors": n
-        for n in parse_layers(config.layers, model.n_layers)
+    finished = {
+        f"projections/layer_{layer:02d}.safetensors": layer
+        for layer in parse_layers(config.layers, model.n_layers)
     }
-    if not (listed := [name for name in asked if name in manifest["parts"]]):
+    finished = {name: layer for name, layer in finished.items() if name in manifest["parts"]}
+    if not finished:
         raise RequestError(
-            f"find: {run} holds none of the layers; let `conceptvec run` finish Stage 1, or omit --run"
+            f"find: {run} holds none of the layers; let `conceptvec run` finish Stage 1, "
+            "or omit --run"
         )
-    for name in listed:
-        if (a := read_part(run / name, manifest["parts"][name])) is None:
+    for name, layer in finished.items():
+        arrays = read_part(run / name, manifest["parts"][name])
+        if arrays is None:
             raise RequestError(
                 f"find: {run / name} is damaged; `conceptvec run` makes it anew, or omit --run"
             )
-        deviation = np.sqrt(np.maximum(a["variance"], 1e-30))[:, None]
-        poles = {}
-        for pole, ids, values, sign in (
-            ("+", "top_ids", "top_values", 1),
-            ("-", "bottom_ids", "bottom_values", -1),
-        ):
-            y = sign * (a[values] - a["mean"][:, None]) / deviation
-            poles[pole] = np.stack(
-                [np.where(a[ids] == t, np.maximum(y, 0), 0).max(1) for t in targets], axis=1
-            )
-        yield asked[name], a["neurons"], poles
+        yield Readouts(
+            layer,
+            arrays["neurons"],
+            {
+                "+": _listed(arrays, "top", 1, vocabulary.targets),
+                "-": _listed(arrays, "bottom", -1, vocabulary.targets),
+            },
+        )
 
 
-def _describe(
-    found: list[dict[str, Any]], model: Model, projector: Projector, fold: str, forms: dict[str, list[int]],
-    texts: list[str],
-) -> None:  # fmt: skip
-    """Add to each pole its top tokens and every word's best form with its rank among all shown tokens."""
-    if not found:
-        return
-    sign = torch.tensor([1.0 if f["pole"] == "+" else -1.0 for f in found], device=model.device)
-    rows = [model.readout_directions(f["layer"], fold, f["neuron"]) for f in found]
-    d = torch.stack(rows) * sign[:, None]
+def _listed(arrays: Arrays, name: str, direction: int, targets: list[int]) -> np.ndarray:
+    """The targets' y as the kept lists of one pole say it, 0 where they do not: (n, T)."""
+    deviation = np.sqrt(np.maximum(arrays["variance"], 1e-30))[:, None]
+    y = direction * (arrays[f"{name}_values"] - arrays["mean"][:, None]) / deviation
+    y = np.maximum(y, 0)
+    per_target = [np.where(arrays[f"{name}_ids"] == t, y, 0).max(1) for t in targets]
+    return np.stack(per_target, axis=1)
+
+
+def _described(
+    matches: list[Match], model: Weights, vocabulary: Vocabulary, fold: str
+) -> list[dict[str, Any]]:
+    """The matches with their top tokens, and every word's best form with its rank among all shown tokens."""
+    if not matches:
+        return []
+    projector, texts = vocabulary.projector, vocabulary.texts
+    poles = [match.pole for match in matches]
+    rows = [model.readout_directions(p.layer, fold, p.neuron) * p.direction for p in poles]
+    d = torch.stack(rows)  # (n, H)
     top = projector(d)
-    z = torch.cat(
-        [(part @ d.T.contiguous()).cpu() for _, part in projector.chunks(torch.float32)]
-    )  # (shown, n)
+    chunks = projector.chunks(torch.float32)
+    z = torch.cat([(part @ d.T.contiguous()).cpu() for _, part in chunks])  # (shown, n)
     place = torch.full((model.vocab_size,), -1)
     place[projector.shown] = torch.arange(len(projector.shown))
-    for i, f in enumerate(found):
-        f["top_tokens"] = [
-            [texts[t], plain(v)]
-            for t, v in zip(top.top_ids[i].tolist(), top.top_values[i], strict=True)
-        ]
-        for word, ids in forms.items():
-            best = max(ids, key=lambda t: float(z[place[t], i]))
-            rank = 1 + int((z[:, i] > z[place[best], i]).sum())
-            f["words"][word] = {"strength": f["words"][word], "token": texts[best], "rank": rank}
+
+    results = []
+    for row, match in enumerate(matches):
+        readout = z[:, row]
+        tokens = zip(top.top_ids[row].tolist(), top.top_values[row], strict=True)
+        words = {}
+        for (word, forms), strength in zip(vocabulary.forms.items(), match.per_word, strict=True):
+            best = max(forms, key=lambda token: float(readout[place[token]]))  # noqa: B023
+            rank = 1 + int((readout > readout[place[best]]).sum())
+            words[word] = {"strength": plain(strength), "token": texts[best], "rank": rank}
+        results.append(
+            {
+                "id": match.pole.id,
+                "layer": match.pole.layer,
+                "neuron": match.pole.neuron,
+                "pole": match.pole.sign,
+                "standing": plain(match.standing),
+                "strength": plain(match.strength),
+                "rank_in_layer": match.rank,
+                "words": words,
+                "top_tokens": [[texts[token], plain(value)] for token, value in tokens],
+            }
+        )
+    return results
+
+
+def found_table(answer: dict[str, Any]) -> str:
+    """The answer of `find` as text."""
+    rows = []
+    for pole in answer["results"]:
+        best_forms = (
+            f"{printable(form['token'].strip())} #{form['rank']}" for form in pole["words"].values()
+        )
+        rows.append(
+            [
+                pole["id"],
+                number(pole["standing"], 1),
+                number(pole["strength"], 1),
+                ", ".join(best_forms),
+                words_of(token for token, _ in pole["top_tokens"][:SHOWN_IN_TABLE]),
+            ]
+        )
+    forms = "; ".join(f"{word}: {printable(' | '.join(f))}" for word, f in answer["words"].items())
+    headers = ("vector", "standing", "strength", "best form and its rank", "tokens")
+    return (
+        f"{answer['neurons_examined']:,} neurons of {answer['model']}, forms {forms}\n\n"
+        f"{table(rows, headers)}\n\n"
+        "Strength: the words' mean readout in standard deviations of the neuron's own; "
+        "standing: that, against its layer's neurons."
+    )

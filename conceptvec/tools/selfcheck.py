@@ -29,7 +29,7 @@ from conceptvec.extraction.stage import (
     make_projector,
     project_layer,
 )
-from conceptvec.text import plain
+from conceptvec.text import DASH, plain, printable, table
 from conceptvec.validation.damage import Damage, damages
 from conceptvec.validation.engine import Engine, split_answer
 
@@ -379,4 +379,28 @@ def _stages(model: Model, config: Config) -> list[Check]:
             NATS[model.dtype],
             damage,
         ),
+    ]
+
+
+def checks_table(answer: dict[str, Any]) -> str:
+    """The answer of `selfcheck` as text."""
+    headers = ("check", "shapes", "difference", "allowed", "")
+    rows = [_check_row(check) for check in answer["checks"]]
+    conclusion = (
+        "computes correctly"
+        if answer["ok"]
+        else "computes WRONGLY: use --device cpu, or another version of torch"
+    )
+    where = f"{answer['device']} in {answer['dtype']} ({answer['why']})"
+    return f"{table(rows, headers)}\n\n{where} {conclusion}"
+
+
+def _check_row(check: dict[str, Any]) -> list[str]:
+    difference = check["largest_difference"]
+    return [
+        check["check"],
+        check["shapes"],
+        DASH if difference is None else f"{difference:.1e}",
+        f"{check['allowed']:.0e}",
+        "ok" if check["ok"] else f"WRONG {printable(check['problem'] or '')}",
     ]

@@ -22,7 +22,6 @@ from conceptvec.extraction import projection
 from conceptvec.extraction.projection import Projector
 from conceptvec.extraction.sweep import Scan, Workspace, dots
 from conceptvec.model.memory import Batch
-from conceptvec.show.display import bench_table
 from conceptvec.tools import bench
 
 needs_kernels = pytest.mark.skipif(
@@ -320,7 +319,7 @@ def test_the_bench_compares_every_variant_there_is(monkeypatch, capsys) -> None:
         assert v["speedup_over_naive"] == pytest.approx(
             found["seconds_naive"] * 14 / v["seconds_ours"]
         )
-    assert bench_table({"projection": found}).count("ratio_to_gemm") == len(variants)
+    assert bench.bench_table({"projection": found}).count("ratio_to_gemm") == len(variants)
 
 
 @pytest.mark.parametrize(

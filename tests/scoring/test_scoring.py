@@ -202,7 +202,7 @@ def test_the_null_is_counted_per_layer_and_everything_is_in_the_results(demo: An
     assert [x["layer"] for x in null["layers"]] == [1, 2]
     assert null["lists"] == sum(x["lists"] for x in null["layers"]) == 4 * scoring.NULL_DIRECTIONS
     assert null["share"] == null["reached_threshold"] / null["lists"]
-    document = Results.partial(model, config, candidates, scored)
+    document = Results.build(model, config, candidates, scored)
     check(document, "the results")
     assert sum(scored.labels.values()) == 2 * scored.filtered
     assert (

@@ -14,13 +14,15 @@ from conceptvec import Config
 from conceptvec.errors import RequestError, RunError
 from conceptvec.model.network import Model
 from conceptvec.results import Results
-from conceptvec.show import display, explorer
+from conceptvec.show import trial
+from conceptvec.show.tables import results_table
+from conceptvec.text import number
 from conceptvec.validation.damage import continuation, damages
 from tests.documents import HOSTILE, document, entry
 
 
 def test_terminal_text_has_no_control_characters() -> None:
-    shown = display.table(document())
+    shown = results_table(document())
     assert all(ch.isprintable() or ch == "\n" for ch in shown)
     assert "2 validated vectors in 2 of 3 concepts" in shown and "not specific" in shown
     assert repr(Results(document())).startswith(
@@ -35,7 +37,7 @@ def test_cell_html_is_escaped() -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [display.number(x, 2) for x in (None, 0.0, -0.001, -0.2, 1.239)] == [
+    assert [number(x, 2) for x in (None, 0.0, -0.001, -0.2, 1.239)] == [
         "–",
         "0.00",
         "0.00",
@@ -121,7 +123,7 @@ def test_explorer_continues_a_text_with_the_vector_changed(tiny: Model) -> None:
     box = cv.explore(found, tiny)
     control = parts(box)
     assert control["text"].value == "the zoo dog"  # up to the token that excites the vector
-    for change in explorer.CHANGES:
+    for change in trial.CHANGES:
         control["vector"].value = change
         control["Continue the text"].click()
         assert "clean" in box.children[-1].value and change in box.children[-1].value
@@ -135,7 +137,7 @@ def test_a_continuation_is_that_of_an_edited_model(tiny: Model) -> None:
     e, text = entry(2), "dog cat horse w3"
     layer, neuron = e["layer"], e["neuron"]
     said = lambda *change: continuation(
-        tiny, text, {layer: explorer.changes(tiny, e, *change) if change else []}, 5
+        tiny, text, {layer: trial.changes(tiny, e, *change) if change else []}, 5
     )
     clean, removed, amplified = said(), said("remove it", 0, 0), said("amplify it", 7.0, 0)
     weight = tiny.layers[layer].mlp.down_proj.weight
@@ -157,11 +159,11 @@ def test_a_continuation_is_that_of_an_edited_model(tiny: Model) -> None:
 def test_changes_are_the_damages_of_stage_3(tiny: Model) -> None:
     e = entry(1)
     (mine,), (theirs,) = (
-        explorer.changes(tiny, e, "its mean activation", 1, 0),
+        trial.changes(tiny, e, "its mean activation", 1, 0),
         damages(tiny, e["layer"], e["neuron"], "mean", e["activation"]["mean"], 1, 2.0, None, 0),
     )
     assert (mine.neuron, mine.scale, mine.shift) == (theirs.neuron, theirs.scale, theirs.shift)
-    (noise,) = explorer.changes(tiny, e, "noise of twice its norm", 1, 0)
+    (noise,) = trial.changes(tiny, e, "noise of twice its norm", 1, 0)
     norm = torch.linalg.vector_norm(tiny.value_vectors(e["layer"])[e["neuron"]])
     assert float(torch.linalg.vector_norm(noise.direction) / norm) == pytest.approx(2.0, rel=1e-5)
     assert re.fullmatch(r"L\d\d_N\d{4}[+-]", e["id"])

@@ -8,7 +8,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from conceptvec.results import Results, check
+from conceptvec.document import check
+from conceptvec.results import Results
 from conceptvec.show import figures, style
 from tests.documents import HOSTILE, TOKENS, document, entry
 

@@ -11,9 +11,8 @@ import pytest
 
 from conceptvec import Config, load_model
 from conceptvec.concepts import data
-from conceptvec.show.display import calibration_table
 from conceptvec.show.figures import calibration
-from conceptvec.tools.calibrate import calibrate
+from conceptvec.tools.calibrate import calibrate, calibration_table
 from conceptvec.validation import statistics as stats
 from conceptvec.validation.rule import hopeless, untestable, verdict
 

@@ -69,11 +69,11 @@ def test_the_state_of_the_run_folder(tmp_path, capsys) -> None:
     ]
     assert main(argv) == 0
     config = Config(device="cpu", layers="0", out=str(tmp_path / "r"))
-    assert preflight(config)["run_folder"]["state"] == "resumed, 2 parts are done"
+    assert preflight(config).run_folder.state == "resumed, 2 parts are done"
     other = preflight(Config(device="cpu", layers="1", out=str(tmp_path / "r")))
-    assert not other["ok"] and "layers was '0', is '1'" in other["problems"][0]
+    assert not other.ok and "layers was '0', is '1'" in other.problems[0]
     afresh = Config(device="cpu", layers="1", out=str(tmp_path / "r"), overwrite=True)
-    assert preflight(afresh)["ok"] and preflight(afresh)["run_folder"]["state"] == "started afresh"
+    assert preflight(afresh).ok and preflight(afresh).run_folder.state == "started afresh"
 
 
 def test_a_shorter_run_does_not_replace_finished_results(tmp_path, capsys) -> None:

@@ -1,0 +1,249 @@
+"""The commands, one small function each. What needs torch is imported where it is used."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from conceptvec.cli.options import MODEL, Answer, Command, argument, config_of
+from conceptvec.config import Config
+from conceptvec.errors import RequestError
+from conceptvec.text import printable
+
+BAD_PLAN = 2  # a dry run that finds a problem is a bad request
+
+
+def run(arguments: argparse.Namespace) -> Answer:
+    """``conceptvec run``."""
+    config = config_of(arguments)
+    if arguments.dry_run:
+        from conceptvec.tools.preflight import preflight
+
+        plan = preflight(config)
+        return Answer(plan.document(), lambda: printable(str(plan), keep="\n"))
+    from conceptvec.pipeline import results_path
+    from conceptvec.pipeline import run as run_stages
+
+    results = run_stages(config)
+    kind = results["model"]["device"].partition(":")[0]
+    path = results_path(config.folder(kind), kind)
+    seconds = sum(results["timings"].values())
+    return Answer(results, lambda: f"{results!r}\n{path}  ({seconds:.0f} s)")
+
+
+def show(arguments: argparse.Namespace) -> Answer:
+    """``conceptvec show``."""
+    from conceptvec.results import load_results
+    from conceptvec.show.tables import ROWS, results_table
+
+    results = load_results(arguments.results)
+    limit = None if arguments.all else ROWS
+    return Answer(results, lambda: results_table(results, limit))
+
+
+def report(arguments: argparse.Namespace) -> Answer:
+    """``conceptvec report``."""
+    from conceptvec.results import load_results
+
+    results, source = load_results(arguments.run), Path(arguments.run)
+    folder = source if source.is_dir() else source.parent
+    path = results.to_html(arguments.out or folder / "report.html")
+    return Answer(results, lambda: str(path))
+
+
+def find(arguments: argparse.Namespace) -> Answer:
+    """``conceptvec find``."""
+    from conceptvec.tools.find import find, found_table
+
+    if arguments.limit < 1:
+        raise RequestError(f"--limit: got {arguments.limit}, expected a whole number of at least 1")
+    answer = find(arguments.words, config_of(arguments), arguments.limit, arguments.run)
+    return Answer(answer, lambda: found_table(answer))
+
+
+def score_tokens(arguments: argparse.Namespace) -> Answer:
+    """``conceptvec score-tokens``."""
+    from conceptvec.scoring.lexicon import score_tokens
+
+    answer = score_tokens(arguments.tokens, arguments.concepts)
+    matched = printable(", ".join(answer["components"]["matched"]))
+    line = f"{answer['concept']}  score {answer['score']:.2f}"
+    return Answer(answer, lambda: f"{line}  ({matched})" if matched else line)
+
+
+def prompts(arguments: argparse.Namespace) -> Answer:
+    """``conceptvec prompts``."""
+    from conceptvec.concepts import load_concepts
+    from conceptvec.model.network import load_model
+    from conceptvec.validation.measure import PromptTable, knowledge_table
+
+    config = config_of(arguments)
+    by_concept = load_concepts(config.concepts).prompts()
+    model = load_model(config)
+    knowledge = PromptTable.build(model, config, by_concept).knowledge(by_concept)
+    answer = {"model": model.facts(), "concepts": knowledge}
+    return Answer(answer, lambda: knowledge_table(answer))
+
+
+def calibrate(arguments: argparse.Namespace) -> Answer:
+    """``conceptvec calibrate``."""
+    from conceptvec.model.network import load_model
+    from conceptvec.runfolder import write_atomic
+    from conceptvec.show.figures import calibration
+    from conceptvec.tools.calibrate import calibrate, calibration_table
+
+    if arguments.vectors < 1 or arguments.planted < 1:
+        got = f"{arguments.vectors} and {arguments.planted}"
+        raise RequestError(f"--vectors, --planted: got {got}, expected 1 or more of each")
+    config = config_of(arguments)
+    model = load_model(config)
+    answer = calibrate(model, config, arguments.vectors, arguments.planted)
+
+    # A calibration lies beside the run of the same name, unless a folder is given.
+    folder = config.folder(model.device.type)
+    folder = folder if config.out else folder.with_name(folder.name + "-calibration")
+    text = json.dumps(answer, indent=1, allow_nan=False)
+    write_atomic(folder / "calibration.json", text.encode())
+    figure = folder / "calibration.png"
+    calibration(answer).savefig(figure, dpi=150)
+    return Answer(answer, lambda: f"{calibration_table(answer)}\n{figure}")
+
+
+def selfcheck(arguments: argparse.Namespace) -> Answer:
+    """``conceptvec selfcheck``."""
+    from conceptvec.tools.selfcheck import checks_table, selfcheck
+
+    answer = selfcheck(config_of(arguments))
+    return Answer(answer, lambda: checks_table(answer))
+
+
+def bench(arguments: argparse.Namespace) -> Answer:
+    """``conceptvec bench``."""
+    from conceptvec.tools.bench import bench, bench_table
+
+    device = config_of(arguments).device
+    answer = bench(device, arguments.vectors, arguments.parts.split(","))
+    return Answer(answer, lambda: bench_table(answer))
+
+
+COMMANDS = (
+    Command(
+        "run",
+        "the whole job: extract, score, damage, report",
+        run,
+        options=tuple(f.name for f in fields(Config)),
+        arguments=(
+            argument(
+                "--dry-run",
+                action="store_true",
+                help="say what would be done and needed, then stop",
+            ),
+        ),
+        not_ok=BAD_PLAN,
+    ),
+    Command(
+        "show",
+        "a results file (or run folder) as a table",
+        show,
+        arguments=(
+            argument("results", metavar="RESULTS", help="results file or run folder"),
+            argument("--all", action="store_true", help="every tested candidate"),
+        ),
+    ),
+    Command(
+        "report",
+        "one self-contained HTML file of a run",
+        report,
+        arguments=(
+            argument("run", metavar="RUN", help="results file or run folder"),
+            argument(
+                "--out",
+                metavar="FILE",
+                help="the HTML file (default: report.html beside the results)",
+            ),
+        ),
+        writes_json=False,
+    ),
+    Command(
+        "find",
+        "the value vectors, over all neurons, that promote the given words",
+        find,
+        options=(*MODEL, "layers", "fold"),
+        arguments=(
+            argument("words", nargs="+", metavar="WORD", help="any case, any inflection"),
+            argument("--limit", type=int, default=20, help="poles shown (default 20)"),
+            argument(
+                "--run",
+                metavar="RUN",
+                help="search the kept lists of this finished run instead of the weights",
+            ),
+        ),
+    ),
+    Command(
+        "score-tokens",
+        "score a bare list of tokens, most promoted first, without a model",
+        score_tokens,
+        arguments=(
+            argument("tokens", nargs="+", metavar="TOKEN", help="most promoted first"),
+            argument(
+                "--concepts",
+                metavar="…",
+                help="a .json or .txt file, or birds=robin,eagle (default: the built-in twelve)",
+            ),
+        ),
+    ),
+    Command(
+        "prompts",
+        "how well the model knows each prompt's answer, and which are left out",
+        prompts,
+        options=(*MODEL, "batch_size", "concepts", "chat_template", "seed"),
+    ),
+    Command(
+        "calibrate",
+        "false-validation rate and power of Stage 3 on the model at hand",
+        calibrate,
+        options=(
+            *MODEL,
+            "layers",
+            "batch_size",
+            "concepts",
+            "corpus",
+            "damage",
+            "noise_ratio",
+            "noise_sigma",
+            "draws",
+            "nulls",
+            "chat_template",
+            "seed",
+            "out",
+        ),
+        arguments=(
+            argument("--vectors", type=int, default=100, help="random neurons (default 100)"),
+            argument(
+                "--planted", type=int, default=48, help="planted vectors per effect (default 48)"
+            ),
+        ),
+    ),
+    Command(
+        "selfcheck",
+        "whether this device computes correctly",
+        selfcheck,
+        options=MODEL,
+    ),
+    Command(
+        "bench",
+        "the benchmarks, on random weights of the shape of Gemma 3 1B",
+        bench,
+        options=("device",),
+        arguments=(
+            argument(
+                "--parts", default="projection,scoring,validation", help="some of %(default)s"
+            ),
+            argument(
+                "--vectors", type=int, default=400, help="value vectors projected (default 400)"
+            ),
+        ),
+    ),
+)

@@ -1,1 +1,0 @@
-"""The results document: its types, its schema, and how a file is read."""

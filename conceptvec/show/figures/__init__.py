@@ -1,0 +1,46 @@
+"""Figures of a run, each drawn from the results document alone.
+
+A figure is called with the results and returns a matplotlib Figure that shows itself in a notebook. What was not
+measured is not drawn: the figure then says so, and `measured` leaves it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conceptvec.show.figures.card import vector_card
+from conceptvec.show.figures.counts import concept_distribution, funnel, layer_by_concept
+from conceptvec.show.figures.damage import dose_response, drops
+from conceptvec.show.figures.drawing import Drawing
+from conceptvec.show.figures.power import calibration as calibration
+from conceptvec.show.figures.scores import score_distribution
+
+_ALL = (
+    funnel,
+    score_distribution,
+    concept_distribution,
+    layer_by_concept,
+    drops,
+    dose_response,
+    vector_card,
+)
+FIGURES: dict[str, Drawing] = {drawing.name: drawing for drawing in _ALL}
+
+
+def measured(results: Mapping[str, Any]) -> list[str]:
+    """Names of the figures whose numbers this document holds."""
+    return [name for name, drawing in FIGURES.items() if drawing.measured(results)]
+
+
+def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write every measured figure as PNG; what an earlier run measured and this one did not goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FIGURES:
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    paths = []
+    for name in measured(results):
+        paths.append(folder / f"{name}.png")
+        FIGURES[name](results).savefig(paths[-1], dpi=150)
+    return paths

@@ -1,0 +1,115 @@
+"""How results look in a terminal and in a notebook cell: short sentences and a plain table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from conceptvec.text import html_table, listed, number, printable, table, words_of
+
+ROWS = 25
+SHOWN_TOKENS = 6
+HEADERS = (
+    "id",
+    "concept",
+    "score",
+    "verdict",
+    "concept drop",
+    "unrelated",
+    "95 % interval",
+    "q",
+    "tokens",
+)
+UNIT = "Drops are in nats per answer token under the primary damage."
+
+
+def summary(document: Mapping[str, Any]) -> str:
+    """The closing lines of a run."""
+    stats = document["pipeline_stats"]
+    if stats["tested_vectors"] is not None:
+        closing = [_verdicts(document), *_nulls(document)]
+    elif stats["concept_candidates"] is not None:
+        candidates = listed(document["candidate_distribution"])
+        closing = [f"Stages 1 and 2 only, nothing was damaged: {candidates}"]
+    else:
+        closing = [
+            "Stage 1 only, from the weights alone: no activation was measured, "
+            "nothing was scored or damaged"
+        ]
+    return "\n".join([_examined(document), *closing])
+
+
+def _examined(document: Mapping[str, Any]) -> str:
+    """The model, and how much of it each stage looked at."""
+    stats, model = document["pipeline_stats"], document["model"]
+    steps = [f"{stats['total_candidates']:,} neurons examined"]
+    if stats["concept_candidates"] is not None:
+        steps.append(f"{stats['concept_candidates']} concept candidates")
+    if stats["tested_vectors"] is not None:
+        steps.append(f"{stats['tested_vectors']} tested")
+    where = f"{printable(model['id'])} on {model['device']} in {model['dtype']}"
+    return f"{where}: {', '.join(steps)}"
+
+
+def _verdicts(document: Mapping[str, Any]) -> str:
+    per_concept = document["concept_distribution"]
+    hit = sum(count > 0 for count in per_concept.values())
+    others = {k: n for k, n in document["verdicts"].items() if k != "validated"}
+    return (
+        f"{document['pipeline_stats']['validated_vectors']} validated vectors in {hit} of "
+        f"{len(per_concept)} concepts (other verdicts: {listed(others)})"
+    )
+
+
+def _nulls(document: Mapping[str, Any]) -> list[str]:
+    """What the null neurons gave, and whether there were enough of them."""
+    nulls, lines = document["null_calibration"], []
+    if nulls.get("tested"):
+        lines.append(
+            f"nulls: {nulls['false_validations']} of {nulls['tested']} null neurons pass "
+            "the tests of the primary damage"
+        )
+    if document["pipeline_stats"]["validated_vectors"] < nulls.get("fewest_hits", 0):
+        lines.append(
+            f"resolution: with {nulls['null_neurons']} null neurons, fewer than "
+            f"{nulls['fewest_hits']} hits among these tested poles cannot reach q ≤ 0.05; "
+            "more --nulls can"
+        )
+    return lines
+
+
+def result_rows(document: Mapping[str, Any], limit: int | None = ROWS) -> list[list[str]]:
+    """The tested candidates as table rows under `HEADERS`, best first."""
+    return [_row(entry) for entry in document["validation_results"][:limit]]
+
+
+def _row(entry: Mapping[str, Any]) -> list[str]:
+    low, high = entry["ci95"]
+    return [
+        entry["id"],
+        printable(entry["concept"]),
+        number(entry["score"], 2),
+        entry["verdict"],
+        number(entry["concept_drop"]),
+        number(entry["unrelated_drop"]),
+        f"{number(low, 2)} … {number(high, 2)}",
+        number(entry["q_value"]),
+        words_of(token for token, _ in entry["top_tokens"][:SHOWN_TOKENS]),
+    ]
+
+
+def results_table(document: Mapping[str, Any], limit: int | None = ROWS) -> str:
+    """The results as text: summary and table."""
+    total = len(document["validation_results"])
+    if not total:
+        return summary(document)
+    text = table(result_rows(document, limit), HEADERS)
+    rest = f"\n… and {total - limit} more (--all)" if limit and total > limit else ""
+    return f"{summary(document)}\n\n{text}{rest}\n\n{UNIT}"
+
+
+def results_html(document: Mapping[str, Any]) -> str:
+    """Results in a notebook cell."""
+    lines = "<br>".join(escape(summary(document)).splitlines())
+    return f"<p>{lines}</p>{html_table(result_rows(document), HEADERS)}"

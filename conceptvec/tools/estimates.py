@@ -1,0 +1,205 @@
+"""What a run of given shapes will take: memory, disk and time.
+
+Memory and disk follow from the model's dimensions and what runs of these shapes were seen to take. Time follows from
+two matrix products of the run's own shapes, timed on the device; it is good within a factor of about three.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from transformers import AutoConfig
+
+from conceptvec.config import Config, parse_layers
+from conceptvec.errors import RequestError
+from conceptvec.extraction.projection import LARGE, preselection
+from conceptvec.model.checkpoint import ITEMSIZE, Checkpoint
+
+BASE_MEMORY = 700 * 2**20  # Python and torch themselves
+TABLES = 2048  # bytes per token of the vocabulary
+KEPT_PER_NEURON, KEPT_PER_TOKEN = 32, 16  # bytes of a layer file
+STATISTICS = 80  # bytes of activation statistics per neuron of a layer
+RESULTS = 2_000_000  # bytes of results, figures and vectors
+PROMPT_TOKENS, CORPUS_TOKENS = 12, 40_000  # of a prompt with its answer, of the built-in corpus
+OVERHEAD = 1.5  # attention, norms and selection beside the matrix products
+LOW, HIGH = 0.5, 3.0  # the estimate's range
+TIMED_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The dimensions of a model."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+
+    @property
+    def unembedding(self) -> int:
+        """Numbers in the unembedding."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def operations_per_token(self) -> float:
+        """Floating-point operations of all layers on one token."""
+        mlp = 3 * self.hidden_size * self.intermediate_size
+        attention = 4 * self.hidden_size * self.hidden_size
+        return 2.0 * self.layers * (mlp + attention)
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much a run does."""
+
+    stages: tuple[int, ...]
+    layers: int
+    per_layer: int
+    neurons: int
+    null_neurons: int
+    prompts: int
+    projection_flops: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run takes; seconds are the low and the high estimate."""
+
+    memory_bytes: int
+    disk_bytes: int
+    download_bytes: int
+    seconds: tuple[float, float]
+
+
+def shape_of(checkpoint: Checkpoint) -> Shape:
+    """The dimensions, as transformers reads them from config.json.
+
+    Raises:
+        RequestError: the file cannot be used.
+    """
+    where = f"--model: the config.json of {checkpoint.name}"
+    settings = dict(checkpoint.config)
+    try:
+        text = AutoConfig.for_model(settings.pop("model_type"), **settings).get_text_config()
+        shape = Shape(
+            layers=text.num_hidden_layers,
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            vocab_size=text.vocab_size,
+        )
+    except Exception as error:  # a configuration can be wrong in as many ways as it has fields
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(f"{where} cannot be used ({reason}); fetch it again") from None
+    for name, size in asdict(shape).items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise RequestError(f"{where} says {name} {size!r}, expected a whole number ≥ 1")
+    return shape
+
+
+def work_of(config: Config, shape: Shape, prompts: int) -> Work:
+    """How much a configuration does on a model of this shape.
+
+    Args:
+        config: stages, layers, max_vectors, nulls.
+        shape: the model's.
+        prompts: of all concepts.
+    """
+    layers = len(parse_layers(config.layers, shape.layers))
+    per_layer = min(config.max_vectors or shape.intermediate_size, shape.intermediate_size)
+    neurons = layers * per_layer
+    return Work(
+        stages=config.stages,
+        layers=layers,
+        per_layer=per_layer,
+        neurons=neurons,
+        null_neurons=min(config.nulls, layers * shape.intermediate_size),
+        prompts=prompts,
+        projection_flops=2 * shape.unembedding * neurons,
+    )
+
+
+def needs_of(
+    config: Config,
+    checkpoint: Checkpoint,
+    shape: Shape,
+    work: Work,
+    on: torch.device,
+    dtype: torch.dtype,
+) -> Needs:
+    """What the work takes on a device in a precision; a moment's arithmetic is timed there."""
+    return Needs(
+        memory_bytes=_memory(config, checkpoint, shape, work, dtype)
+        + (BASE_MEMORY if on.type == "cpu" else 0),
+        disk_bytes=_disk(config, shape, work),
+        download_bytes=sum(size for _, size in checkpoint.download),
+        seconds=_seconds(config, shape, work, on, dtype),
+    )
+
+
+def _kept(config: Config, work: Work) -> int:
+    """Bytes of the token lists that are kept."""
+    return work.neurons * (KEPT_PER_TOKEN * config.top_k + KEPT_PER_NEURON)
+
+
+def _memory(
+    config: Config, checkpoint: Checkpoint, shape: Shape, work: Work, dtype: torch.dtype
+) -> int:
+    """Bytes for weights, copies of the unembedding, tables over the vocabulary, and the kept lists."""
+    itemsize = ITEMSIZE[str(dtype).removeprefix("torch.")]
+    weights = checkpoint.parameters * itemsize + 4 * shape.unembedding
+    if config.stages == (1,):  # read tensor by tensor, in the file's precision
+        stored = checkpoint.weight_bytes // max(checkpoint.parameters, 1)
+        one_layer = 8 * shape.hidden_size * shape.intermediate_size
+        weights = shape.unembedding * (stored if stored == 2 else stored + 2) + one_layer
+    return weights + TABLES * shape.vocab_size + _kept(config, work)
+
+
+def _disk(config: Config, shape: Shape, work: Work) -> int:
+    statistics = work.layers * shape.intermediate_size * STATISTICS
+    drops = 2 * work.null_neurons * work.prompts * 8 + RESULTS if 3 in config.stages else 0
+    return _kept(config, work) + statistics + drops
+
+
+def _seconds(
+    config: Config, shape: Shape, work: Work, on: torch.device, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Low and high estimate of the run's seconds: floating-point operations over speeds timed here."""
+    # Stage 1: one product of the neurons with the unembedding, in the precision of the preselection.
+    precision = preselection(on) if shape.unembedding >= LARGE else torch.float32
+    columns = min(shape.vocab_size, 2**14)
+    rows = min(config.batch_size, 200)
+    readout_speed = _speed((columns, shape.hidden_size, rows), on, precision)
+    total = 2.0 * work.neurons * shape.unembedding / readout_speed
+
+    # The corpus and the clean prompts, then the damaged ones, which replay half of the layers.
+    if config.stages != (1,):
+        tokens = min(config.batch_size * PROMPT_TOKENS, 2400)
+        forward_speed = _speed((tokens, shape.hidden_size, shape.intermediate_size), on, dtype)
+        clean = CORPUS_TOKENS + 3 * PROMPT_TOKENS * work.prompts
+        operations = shape.operations_per_token * clean
+        if 3 in config.stages:
+            operations += _damaged_prompts(config, work) * (
+                PROMPT_TOKENS * shape.operations_per_token / 2 + 2.0 * shape.unembedding
+            )
+        total += operations / forward_speed
+    return round(total * OVERHEAD * LOW, 1), round(total * OVERHEAD * HIGH, 1)
+
+
+def _damaged_prompts(config: Config, work: Work) -> int:
+    draws = config.draws if config.damage[0] == "noise" else 1
+    return work.null_neurons * work.prompts * draws
+
+
+def _speed(product: tuple[int, int, int], on: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of (rows, inner) @ (inner, columns) products."""
+    rows, inner, columns = product
+    left = torch.ones(rows, inner, dtype=dtype, device=on)
+    right = torch.ones(inner, columns, dtype=dtype, device=on)
+    float((left @ right)[0, 0])
+    start, runs = time.perf_counter(), 0
+    while time.perf_counter() - start < TIMED_SECONDS:
+        float((left @ right)[0, 0])  # reading a value waits for the device
+        runs += 1
+    return runs * 2.0 * rows * inner * columns / (time.perf_counter() - start)

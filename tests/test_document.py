@@ -1,0 +1,81 @@
+"""The results document: the committed schema is the one of the classes, and files of other kinds are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from make_schema import document_schema
+
+from conceptvec.cli import main
+from conceptvec.document import check, load_document, schema
+from conceptvec.errors import RequestError
+from conceptvec.results import Results, load_results
+from tests.documents import UNTESTED, document, entry
+
+
+def test_the_committed_schema_is_that_of_the_classes() -> None:
+    assert schema() == document_schema(), "run: python scripts/make_schema.py"
+
+
+@pytest.mark.parametrize("stages", ["1", "1,2", "1,2,3"])
+def test_a_run_writes_no_field_that_the_schema_does_not_name(
+    stages: str, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*tiny_run, "--nulls", "5", "--layers", "1", "--stages", stages, "--json"]
+    assert main([*argv, "--out", str(tmp_path / "run")]) == 0
+    written = json.loads(capsys.readouterr().out)
+    errors = jsonschema.Draft202012Validator(document_schema(strict=True)).iter_errors(written)
+    assert [f"{e.json_path}: {e.message[:200]}" for e in errors] == []
+
+
+def test_saving_and_reading_loses_nothing(tmp_path: Path) -> None:
+    path = Results(document()).save(tmp_path / "concept_vector_results_cpu.json")
+    assert load_results(path) == document()
+    assert load_document(tmp_path) == document()
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"schema_version": 7}, "schema_version"),
+        ({"layers": [-1]}, "layers[0]"),
+        ({"validation_results": [entry(0, score=1.5)]}, "validation_results[0].score"),
+        ({"validation_results": [entry(0, id="x")]}, "validation_results[0].id"),
+        ({"validation_results": [entry(0, verdict="maybe")]}, "validation_results[0].verdict"),
+        ({"validation_results": [entry(0, ci95=[0.1])]}, "validation_results[0].ci95"),
+        ({"validation_results": [entry(0, top_tokens=[["a"]])]}, "top_tokens[0]"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], place: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        check(document() | change, "it")
+    assert f"{place}: " in str(caught.value)
+
+
+def test_what_was_not_measured_may_be_null() -> None:
+    check(document([entry(0, "inconclusive", **UNTESTED)]), "it")
+
+
+def test_a_field_of_every_entry_cannot_be_missing() -> None:
+    entries = [entry(0)]
+    del entries[0]["q_value"]
+    with pytest.raises(RequestError, match="'q_value' is a required property"):
+        check(document(entries), "it")
+
+
+def test_a_folder_of_two_results_is_ambiguous(tmp_path: Path) -> None:
+    for device in ("cpu", "mps"):
+        Results(document()).save(tmp_path / f"concept_vector_results_{device}.json")
+    with pytest.raises(RequestError, match="found 2 results files, expected one"):
+        load_document(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1, NaN]", "[" * 100_000])
+def test_what_is_no_json_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(RequestError, match="not a readable results file"):
+        load_document(tmp_path / "x.json")
