@@ -1,4 +1,4 @@
-"""Stage 3's part of the results document."""
+"""Stage 3's part of the results document: the scan, the damage, the verdicts and the controls."""
 
 from __future__ import annotations
 
@@ -9,128 +9,191 @@ from conceptvec.document.values import Count, Interval, Share, TextAndValue, Ver
 
 
 class Drops(TypedDict):
-    """What a damage costs, in nats per answer token; selectivity is the difference."""
+    """Mean log-probability lost under one kind of damage, in nats; null where nothing was damaged.
+
+    Attributes:
+        concept_drop: at own positions.
+        unrelated_drop: the larger of the next two.
+        elsewhere_drop: before other words, where the pole fires as strongly.
+        others_drop: before words of other concepts.
+        silent_drop: before words of the concept where the neuron rests.
+        selectivity: concept_drop − unrelated_drop.
+    """
 
     concept_drop: float | None
     unrelated_drop: float | None
+    elsewhere_drop: float | None
+    others_drop: float | None
+    silent_drop: float | None
     selectivity: float | None
 
 
-class Damaged(Drops):
-    """One kind of damage.
+class ScanFacts(TypedDict):
+    """First-order effects on the words of the concept, in nats.
 
     Attributes:
-        neutral_kl: divergence from the clean distribution on neutral prompts, in nats.
+        zero: of zero ablation, on the mean word.
+        mean: of mean ablation, on the mean of the words that the pole promotes most.
+        largest_other: the largest `mean` on another concept.
+        words: distinct words that carry the effect.
+        known_words: of the concept in the text.
+        p_words: against permuted words.
+        p_moved: against vectors under other neurons' firing.
+        exact_zero: `zero` by real damage of the weight, where it was repeated.
+        exact_mean: the same for `mean`.
     """
 
+    zero: float | None
+    mean: float | None
+    largest_other: float | None
+    largest_other_concept: str | None
+    words: Count
+    known_words: Count
+    without_strongest_word: float | None
+    p_words: Share
+    p_moved: Share
+    exact_zero: float | None
+    exact_mean: float | None
+
+
+class Firing(TypedDict):
+    """Mean positive activation before the concept's words, over that before others'."""
+
+    ratio: float | None
+    p: Share
+
+
+class Example(TypedDict):
+    """A position that anyone can compute again.
+
+    Attributes:
+        ids: token ids from the start of the text up to and with the word.
+        text: what the ids before the word say.
+        own: whether the word is the concept's.
+        activation: of the neuron where the word is predicted.
+        clean: the word's log-probability, nats.
+        damaged: the same with the whole weight gone.
+    """
+
+    ids: list[Count]
+    text: str
+    word: str
+    own: bool
+    activation: float | None
+    clean: float | None
+    damaged: float | None
+
+
+class Transfer(TypedDict):
+    """Zero ablation on the concept's cloze prompts; it never decides."""
+
+    concept_drop: float | None
+    unrelated_drop: float | None
+    n: Count
     neutral_kl: float | None
 
 
-class Dose(Drops):
-    """Noise of one strength.
-
-    Attributes:
-        ratio: norm of the noise over that of the vector.
-    """
-
-    ratio: float
-
-
 class Continuation(TypedDict):
-    """Greedy text after a prompt: clean, with the vector removed, and with its write amplified."""
+    """Greedy text after a beginning: clean, without the vector, with five times its write."""
 
     prompt: str
     clean: str
-    damaged: str
+    removed: str
     amplified: str
 
 
 class ActivationFacts(TypedDict):
-    """The neuron's activation over the corpus.
+    """The neuron's activation over the text.
 
     Attributes:
         contexts: the strongest, as text with the token in » «, and the activation there.
     """
 
-    mean: float
-    max_abs: float
-    firing_rate: float
-    positive_share: float
+    mean: float | None
+    max_abs: float | None
+    firing_rate: Share
+    positive_share: Share
     contexts: list[TextAndValue]
 
 
-class TestedEntry(CandidateEntry, Damaged):
-    """A candidate that Stage 3 tested; the drops are those of the primary damage.
+class ValidationEntry(CandidateEntry, Drops):
+    """A candidate of Stage 2 with its verdict; the drops are those of the primary damage.
 
     Attributes:
         failed: the conditions that were not met.
-        ci95: 95 % interval of the selectivity, bootstrap over prompts.
-        p_value: the larger of p_null and p_labels.
-        q_value: p_value after Benjamini-Hochberg over the tested poles.
-        p_null: against the null neurons.
-        p_labels: of a permutation of the prompts' labels.
-        n_nulls: null neurons that p_null compares with.
-        n_concept_prompts_left_out: prompts whose answer the model does not know.
-        split_half: concept drop on the even and on the odd prompts.
-        firing_share: part of the concept's prompts on which the neuron fires with the pole's sign.
-        answers_in_top_tokens: share of the concept's answers that are among top_tokens.
-        stopped_early: whether the other kinds of damage had ruled it out.
-        draws: of the primary damage.
+        ci95: 95 % interval of the selectivity, bootstrap over documents.
+        p_value: the larger of the scan's p_words and p_moved.
+        q_value: p_value after Benjamini-Hochberg over the run's candidates.
+        n_concept_positions: own positions.
+        n_unrelated_positions: the smaller number of the two kinds that are matched to them.
+        n_unmatched_positions: own positions that were dropped because nothing is alike.
+        answers_in_top_tokens: share of own positions whose word is among top_tokens.
+        words: which words lose most: word, mean drop, own positions.
+        prompts: transfer; null where there are no prompts or the vector is not validated.
     """
 
     verdict: Verdict
     validated: bool
     failed: list[str]
     ci95: Interval
-    p_value: Share | None
-    q_value: Share | None
-    p_null: Share | None
-    p_labels: Share | None
-    n_nulls: Count
-    n_concept_prompts: Count
-    n_unrelated_prompts: Count
-    n_concept_prompts_left_out: Count
-    split_half: Interval
-    firing_share: Share
-    answers_in_top_tokens: Share
-    stopped_early: bool
-    draws: Count
-    damage: dict[str, Damaged]
+    p_value: Share
+    q_value: Share
+    n_concept_positions: Count
+    n_unrelated_positions: Count
+    n_silent_positions: Count
+    n_unmatched_positions: Count
+    answers_in_top_tokens: Share | None
+    damage: dict[str, Drops]
+    scan: ScanFacts
+    firing: Firing
+    words: list[tuple[str, float | None, Count]]
+    examples: list[Example]
+    prompts: Transfer | None
     activation: ActivationFacts
-
-
-class ValidationEntry(TestedEntry, total=False):
-    """A tested candidate; the validated ones have more.
-
-    Attributes:
-        hardest_prompt: index of the concept prompt that the damage costs most.
-        dose_response: noise of growing strength.
-        continuations: what the model says with and without the vector.
-    """
-
-    hardest_prompt: Count
-    dose_response: list[Dose]
     continuations: list[Continuation]
 
 
-class NullCalibration(TypedDict, total=False):
-    """What the null neurons gave; empty where nothing was tested.
+class ControlPoint(TypedDict):
+    """A control that was used and damaged.
 
     Attributes:
-        fewest_hits: with fewer validated poles q ≤ 0.05 is out of reach for so few nulls.
-        points: layer, neuron, the concept that it was tested as, concept drop, unrelated drop.
+        in_place_of: the neuron in whose column a moved vector stood; null for others.
     """
 
-    null_neurons: Count
-    fewest_hits: Count
-    tested: Count
+    id: str
+    in_place_of: str | None
+    concept: str
+    concept_drop: float | None
+    unrelated_drop: float | None
+    verdict: Verdict
+
+
+class Control(TypedDict):
+    """What one kind of control gave.
+
+    Attributes:
+        n: controls.
+        used: those that the scan finds used at the candidates' cut-off.
+        ci95: Wilson interval of the rate.
+    """
+
+    n: Count
+    used: Count
     false_validations: Count
     false_validation_rate: Share | None
-    points: list[tuple[Count, Count, str, float | None, float | None]]
+    ci95: Interval
+    points: list[ControlPoint]
 
 
-class ConceptSet(Drops):
-    """A concept's best vectors damaged together, on prompts that did not choose them.
+class NullCalibration(Control, total=False):
+    """Null neurons, and beside them the other controls; empty where nothing was tested."""
+
+    wrong_concept: Control
+    moved: Control
+
+
+class ConceptSet(TypedDict):
+    """A concept's best vectors removed together.
 
     Attributes:
         vectors: layer and neuron.
@@ -139,18 +202,42 @@ class ConceptSet(Drops):
 
     concept: str
     vectors: list[tuple[Count, Count]]
+    concept_drop: float | None
+    unrelated_drop: float | None
+    selectivity: float | None
     p_value: Share
     random_sets: Count
     random_selectivity: tuple[float | None, float | None, float | None]
-    n_concept_prompts: Count
-    n_unrelated_prompts: Count
+    n_concept_positions: Count
+    n_unrelated_positions: Count
 
 
-class PromptCount(TypedDict):
-    """How many prompts a concept has, and of how many the model knows the answer."""
+class EffectOnly(TypedDict):
+    """A pole that is used for a concept and that Stage 2 did not name."""
 
-    prompts: Count
-    known: Count
+    id: str
+    concept: str
+    scan: ScanFacts
+    q: Share
+    top_tokens: list[TextAndValue]
+
+
+class TextFacts(TypedDict):
+    """The running text.
+
+    Attributes:
+        corpus: where it comes from.
+        digest: SHA-256 of its token ids.
+        tokens: that could be scored.
+        known_words: concept → distinct known words in it.
+    """
+
+    corpus: str
+    digest: str
+    passages: Count
+    documents: Count
+    tokens: Count
+    known_words: dict[str, Count]
 
 
 class ValidationPart(TypedDict):
@@ -158,17 +245,13 @@ class ValidationPart(TypedDict):
 
     Attributes:
         concept_distribution: validated vectors per concept.
-        validation_results: one entry per tested candidate, best first.
+        validation_results: one entry per candidate, best first.
     """
 
     concept_distribution: dict[str, Count]
     verdicts: dict[str, Count]
-    prompts: dict[str, PromptCount]
     validation_results: list[ValidationEntry]
     null_calibration: NullCalibration
-
-
-class ValidationExtras(TypedDict, total=False):
-    """What Stage 3 adds where it ran."""
-
+    effect_only: list[EffectOnly]
     concept_sets: list[ConceptSet]
+    text: TextFacts | None

@@ -56,6 +56,7 @@ def entry_of(
         "words": _words(tested, scan, text),
         "examples": examples(tested, scan.passages, scan.passage_of, scan.decode),
         "prompts": None,
+        "continuations": [],
         "activation": activation_entry(scan, candidate.pole),
     }
 

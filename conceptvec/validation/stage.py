@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from conceptvec.validation import controls
 from conceptvec.validation.agreement import damage_agreement
 from conceptvec.validation.clean import CleanPass
 from conceptvec.validation.damage import Damager
+from conceptvec.validation.engine import Text
+from conceptvec.validation.entries import entry_of, sort_key
 from conceptvec.validation.evidence import (
     Drops,
     Tested,
@@ -39,6 +41,7 @@ from conceptvec.validation.measure import (
     measure_unit,
     split_unit,
 )
+from conceptvec.validation.further import Run, further_measurements
 from conceptvec.validation.positions import Field, Positions, choose_positions
 from conceptvec.validation.replay import Replay
 from conceptvec.validation.rule import RULE, Judgement, judge, worth_damaging
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
     from conceptvec.config import Config
     from conceptvec.effects.stage import Scan
     from conceptvec.effects.use import Use
-    from conceptvec.model.network import Model
+    from conceptvec.concepts import Prompt
     from conceptvec.records import Candidate
 
 GIGABYTE = 2**30
@@ -56,33 +59,28 @@ ACTIVATION_BYTES = 1 * GIGABYTE  # of activations that are held at a time
 
 @dataclass(frozen=True)
 class Validation:
-    """What Stage 3 found.
+    """What Stage 3 found, as the results hold it.
 
     Attributes:
-        candidates: every candidate of Stage 2, in its order.
-        controls: kind → what it gave, each subject judged.
+        entries: one for every candidate of Stage 2, best first.
+        null_calibration: what each kind of control gave.
+        sets: the concepts' best vectors removed together.
+        known_words: concept → distinct known words in the text.
         agreement: of a sample of damaged passes with the CPU.
         cost: layer-tokens replayed, positions unembedded.
         seconds: that it took.
     """
 
-    candidates: list[Tested]
-    controls: dict[str, list[Tested]]
+    entries: list[dict[str, Any]]
+    null_calibration: dict[str, Any]
+    sets: list[dict[str, Any]]
+    known_words: dict[str, int]
     agreement: dict[str, Any]
     cost: np.ndarray
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What all steps of a run share."""
-
-    scan: Scan
-    setting: Setting
-    text: Field
-    config: Config
-    parts: Parts
-    cost: np.ndarray  # layer-tokens replayed, positions unembedded; added to unit by unit
+CHECKED_TEXTS = 200  # beginnings of passages among which the check on the engine chooses
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,8 @@ class _Placed:
 def damage_candidates(
     candidates: Sequence[Candidate],
     scan: Scan,
-    model: Model,
     config: Config,
+    prompts: Mapping[str, Sequence[Prompt]],
     parts: Parts | None = None,
 ) -> Validation:
     """Stage 3 on every concept candidate.
@@ -113,8 +111,8 @@ def damage_candidates(
     Args:
         candidates: of Stage 2, in the order in which they were scanned.
         scan: text, first-order effects and their statistics.
-        model: the model; it is never written.
         config: damage kinds, noise, seed, batch_size.
+        prompts: cloze prompts by concept, and neutral ones, for the transfer column.
         parts: keeps finished parts (a `runfolder.RunFolder`).
 
     Returns:
@@ -126,16 +124,18 @@ def damage_candidates(
     """
     start = time.perf_counter()
     setting = Setting(
-        model,
+        scan.model,
         scan.passages,
         scan.passage_of,
         Damager(config.seed, config.noise_sigma),
         scan.means,
         config.batch_size,
-        Replay(model),
+        Replay(scan.model),
     )
-    run = _Run(scan, setting, field_of(scan), config, parts or Parts(), np.zeros(2))
-    agreement = damage_agreement(model, scan.passages, config.seed, config.batch_size)
+    run = Run(scan, setting, field_of(scan), config, parts or Parts(), np.zeros(2))
+    agreement = damage_agreement(
+        scan.model, _sample_texts(setting), scan.effects.layers, config.seed, config.batch_size
+    )
 
     # What is tested: the candidates, and the controls that pass through the same door.
     subjects = [
@@ -150,11 +150,39 @@ def damage_candidates(
     measured = _measure(run, placed)
     tested = [_judged(run, item, measured.get(item.subject.key)) for item in placed]
 
-    of_role: dict[str, list[Tested]] = {"null": [], "wrong_concept": [], "moved": []}
-    for item in tested[len(candidates) :]:
-        of_role[item.subject.role].append(item)
-    seconds = round(time.perf_counter() - start, 3)
-    return Validation(tested[: len(candidates)], of_role, agreement, run.cost, seconds)
+    judged, judged_controls = tested[: len(candidates)], tested[len(candidates) :]
+    extras = further_measurements(run, judged, prompts)
+    entries = [
+        extras.complete(entry_of(candidate, item, q, scan, run.text), item.subject)
+        for candidate, item, q in zip(candidates, judged, scan.q_values, strict=True)
+    ]
+    return Validation(
+        sorted(entries, key=sort_key),
+        _control_rates(judged_controls, scan.concepts),
+        extras.sets,
+        {scan.concepts[c]: run.text.known_words(c) for c in scan.text.own},
+        agreement,
+        run.cost,
+        round(time.perf_counter() - start, 3),
+    )
+
+
+def _control_rates(tested: Sequence[Tested], concepts: Sequence[str]) -> dict[str, Any]:
+    """The null neurons' rate, and beside it those of the other controls."""
+    of_role = {
+        role: controls.rate([item for item in tested if item.subject.role == role], concepts)
+        for role in ("null", "wrong_concept", "moved")
+    }
+    return of_role.pop("null") | of_role
+
+
+def _sample_texts(setting: Setting) -> list[Text]:
+    """The beginnings of some passages, each with one token as its answer."""
+    passages = setting.passages
+    members = range(0, len(passages), max(1, len(passages) // CHECKED_TEXTS))
+    return [
+        setting.text(int(passages.starts[i] + max(passages.lengths[i] // 2, 1))) for i in members
+    ]
 
 
 def field_of(scan: Scan) -> Field:
@@ -180,7 +208,7 @@ def field_of(scan: Scan) -> Field:
     )
 
 
-def _controls(run: _Run, candidates: Sequence[Subject]) -> tuple[list[Subject], list[Use]]:
+def _controls(run: Run, candidates: Sequence[Subject]) -> tuple[list[Subject], list[Use]]:
     """Null neurons, candidates under a wrong concept, and moved vectors, with their uses."""
     seed, scan = run.config.seed, run.scan
     known = [
@@ -202,7 +230,7 @@ def _controls(run: _Run, candidates: Sequence[Subject]) -> tuple[list[Subject], 
     return [*unmoved, *moved_subjects], [*uses, *moved_uses]
 
 
-def _place(run: _Run, subjects: Sequence[Subject], uses: Sequence[Use]) -> list[_Placed]:
+def _place(run: Run, subjects: Sequence[Subject], uses: Sequence[Use]) -> list[_Placed]:
     """Choose positions for every candidate, and for the controls that are used."""
     cut_off = run.scan.cut_off
     used = [use.p <= cut_off for use in uses]
@@ -231,7 +259,7 @@ def _place(run: _Run, subjects: Sequence[Subject], uses: Sequence[Use]) -> list[
     return placed
 
 
-def _layer_groups(layers: Sequence[int], run: _Run) -> list[set[int]]:
+def _layer_groups(layers: Sequence[int], run: Run) -> list[set[int]]:
     """The layers in groups whose neurons' activations fit into `ACTIVATION_BYTES` together."""
     per_neuron = 4 * len(run.scan.passages.ids)
     groups: list[set[int]] = []
@@ -246,7 +274,7 @@ def _layer_groups(layers: Sequence[int], run: _Run) -> list[set[int]]:
     return groups
 
 
-def _positions_of(run: _Run, placed: _Placed, clean: CleanPass) -> _Placed:
+def _positions_of(run: Run, placed: _Placed, clean: CleanPass) -> _Placed:
     """The same subject with its positions, and its activations at the examples."""
     subject = placed.subject
     activation = clean.activation(subject.layer, subject.neuron)
@@ -273,7 +301,7 @@ def _no_log_p(positions: np.ndarray) -> np.ndarray:
     return np.zeros(len(positions))
 
 
-def _measure(run: _Run, placed: Sequence[_Placed]) -> dict[str, Measured]:
+def _measure(run: Run, placed: Sequence[_Placed]) -> dict[str, Measured]:
     """Damage what may be validated at all its positions, other candidates at their examples."""
     primary, *rest = run.config.damage
     first, second = [], []
@@ -300,7 +328,7 @@ def _measure(run: _Run, placed: Sequence[_Placed]) -> dict[str, Measured]:
     return measured
 
 
-def _measure_requests(run: _Run, requests: Sequence[Request], what: str) -> dict[str, Measured]:
+def _measure_requests(run: Run, requests: Sequence[Request], what: str) -> dict[str, Measured]:
     """Measure unit by unit; a unit is a few subjects of one layer and one part of the run."""
     units: list[list[Request]] = []
     for layer in sorted({request.subject.layer for request in requests}):
@@ -329,11 +357,11 @@ def _part(unit: Sequence[Request], number: int) -> str:
     return part_name(f"validation/L{layer:02d}_{unit[0].kinds[0]}_{number:03d}", about)
 
 
-def _task(run: _Run, unit: Sequence[Request]) -> Callable[[], Arrays]:
+def _task(run: Run, unit: Sequence[Request]) -> Callable[[], Arrays]:
     return lambda: measure_unit(unit[0].subject.layer, unit, run.setting)
 
 
-def _judged(run: _Run, placed: _Placed, measured: Measured | None) -> Tested:
+def _judged(run: Run, placed: _Placed, measured: Measured | None) -> Tested:
     """Apply the rule to one subject."""
     drops: dict[str, Drops] = {}
     interval = None

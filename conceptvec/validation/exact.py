@@ -1,0 +1,60 @@
+"""The scan's figures once more, by real damage: the check on what is only first order.
+
+The weight is gone at every position, both poles of the neuron with it, so the two agree where the
+concept's words are the business of one pole and nothing above saturates.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from conceptvec.effects.significance import judged_words
+from conceptvec.runfolder import Arrays
+from conceptvec.text import plain
+from conceptvec.validation.measure import Request, Setting, Subject, measure_unit, split_unit
+
+if TYPE_CHECKING:
+    from conceptvec.effects.stage import Scan
+
+ROWS_A_WORD = 4  # occurrences of a word that are damaged, at most
+
+
+def word_positions(scan: Scan, concept: int) -> np.ndarray:
+    """Positions before the concept's words at which the scan took gradients: int64 (n,)."""
+    seen = scan.seen
+    chosen = scan.effects.chosen & (scan.text.words.word_concept[seen.word] == concept)
+    order = np.flatnonzero(chosen)
+    order = order[np.argsort(seen.word[order], kind="stable")]
+    words = seen.word[order]
+    first = np.searchsorted(words, words, side="left")
+    order = order[np.arange(len(order)) - first < ROWS_A_WORD]
+    return scan.passages.starts[seen.passage[order]] + seen.position[order] - 1
+
+
+def measure_exact(subject: Subject, scan: Scan, setting: Setting) -> Arrays:
+    """Zero and mean ablation of one neuron on the words of its concept."""
+    request = Request(subject, word_positions(scan, subject.concept), ("zero", "mean"))
+    return measure_unit(subject.layer, [request], setting)
+
+
+def exact_entry(subject: Subject, arrays: Arrays, scan: Scan) -> dict[str, float | None]:
+    """Mean effects over distinct words, as the scan takes them."""
+    positions = word_positions(scan, subject.concept)
+    request = Request(subject, positions, ("zero", "mean"))
+    (measured,) = split_unit([request], arrays)
+    words = scan.text.words.token_word[scan.passages.ids[positions + 1]]
+    numbers, which = np.unique(words, return_inverse=True)
+    count = np.bincount(which)
+    zero = np.bincount(which, measured.drops("zero", positions)) / count
+    mean = np.bincount(which, measured.drops("mean", positions)) / count
+
+    # The same third of the words that the scan judges.
+    columns = scan.columns_of([(subject.layer, subject.neuron, subject.sign)])
+    judged = judged_words(columns.readout[:, 0], scan.contrast, subject.concept)
+    is_judged = np.isin(numbers, scan.effects.words[judged])
+    return {
+        "exact_zero": plain(zero.mean()),
+        "exact_mean": plain(mean[is_judged].mean()) if is_judged.any() else None,
+    }

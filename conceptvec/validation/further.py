@@ -1,0 +1,202 @@
+"""What stands beside the verdicts and never decides them.
+
+* the scan's figures by real damage, for the validated and a sample of the others (`exact`);
+* the cloze prompts, for the validated (`transfer`);
+* the concepts' best vectors removed together, and the model's own text without a vector (`sets`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conceptvec.concepts import Prompt
+from conceptvec.runfolder import Arrays, Parts, Task, part_name
+from conceptvec.streams import rng
+from conceptvec.validation import sets
+from conceptvec.validation.evidence import Tested
+from conceptvec.validation.exact import exact_entry, measure_exact
+from conceptvec.validation.measure import Setting, Subject
+from conceptvec.validation.positions import Field
+from conceptvec.validation.transfer import PromptTable, measure_transfer, transfer_entry
+
+if TYPE_CHECKING:
+    from conceptvec.config import Config
+    from conceptvec.effects.stage import Scan
+
+REPEATED_VALIDATED, REPEATED_OTHERS = 60, 20  # candidates measured exactly, at most
+SHOWN_TEXTS = 12  # validated vectors whose continuations are written
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all steps of a run share.
+
+    Attributes:
+        scan: text, effects and their statistics.
+        setting: of every unit of measurement.
+        text: the scan's text as flat arrays.
+        config: the options.
+        parts: keeps finished parts.
+        cost: layer-tokens replayed, positions unembedded; added to unit by unit.
+    """
+
+    scan: Scan
+    setting: Setting
+    text: Field
+    config: Config
+    parts: Parts
+    cost: np.ndarray
+
+
+@dataclass(frozen=True)
+class Further:
+    """The measurements by the candidates' keys, and the sets."""
+
+    exact: dict[str, dict[str, float | None]]
+    transfer: dict[str, dict[str, Any] | None]
+    continuations: dict[str, list[dict[str, str]]]
+    sets: list[dict[str, Any]]
+
+    def complete(self, entry: dict[str, Any], subject: Subject) -> dict[str, Any]:
+        """An entry with what was measured further of its subject."""
+        key = subject.key
+        return entry | {
+            "scan": entry["scan"] | self.exact.get(key, {}),
+            "prompts": self.transfer.get(key),
+            "continuations": self.continuations.get(key, []),
+        }
+
+
+def further_measurements(
+    run: Run, tested: Sequence[Tested], prompts: Mapping[str, Sequence[Prompt]]
+) -> Further:
+    """All of them, each kept as parts of the run."""
+    validated = [item for item in tested if item.judgement.validated]
+    validated.sort(key=lambda item: (-item.use.mean, item.subject.id))
+    return Further(
+        _exact(run, tested, validated[:REPEATED_VALIDATED]),
+        _transfer(run, validated, prompts),
+        _continuations(run, validated),
+        _sets(run, tested),
+    )
+
+
+def _exact(
+    run: Run, tested: Sequence[Tested], validated: Sequence[Tested]
+) -> dict[str, dict[str, float | None]]:
+    others = [item for item in tested if not item.judgement.validated]
+    stream = rng(run.config.seed, "repeated exactly")
+    drawn = stream.permutation(len(others))[:REPEATED_OTHERS]
+    subjects = [item.subject for item in [*validated, *(others[i] for i in sorted(drawn))]]
+    subjects.sort(key=lambda subject: (subject.layer, subject.key))
+    done = _map(
+        run,
+        "exact",
+        subjects,
+        lambda subject: measure_exact(subject, run.scan, run.setting),
+    )
+    return {
+        subject.key: exact_entry(subject, arrays, run.scan)
+        for subject, arrays in zip(subjects, done, strict=True)
+    }
+
+
+def _transfer(
+    run: Run, validated: Sequence[Tested], prompts: Mapping[str, Sequence[Prompt]]
+) -> dict[str, dict[str, Any] | None]:
+    setting, seed = run.setting, run.config.seed
+    names = run.scan.concepts
+    subjects = [item.subject for item in validated if prompts.get(names[item.subject.concept])]
+    if not subjects:
+        return {}
+    table = PromptTable.build(
+        setting.model, prompts, setting.batch_size, run.config.chat_template, setting.replay
+    )
+    if table is None:
+        return {}
+    done = _map(
+        run,
+        "transfer",
+        subjects,
+        lambda subject: measure_transfer(table, subject, names[subject.concept], setting, seed),
+    )
+    return {
+        subject.key: transfer_entry(arrays) for subject, arrays in zip(subjects, done, strict=True)
+    }
+
+
+def _continuations(run: Run, validated: Sequence[Tested]) -> dict[str, list[dict[str, str]]]:
+    """The best of every concept in turn, after the text before their strongest own position."""
+    by_concept: dict[int, list[Tested]] = {}
+    for item in validated:
+        by_concept.setdefault(item.subject.concept, []).append(item)
+    in_turn = [
+        items[turn]
+        for turn in range(SHOWN_TEXTS)
+        for items in by_concept.values()
+        if turn < len(items)
+    ][:SHOWN_TEXTS]
+    strongest = {item.subject.key: int(item.positions.own[0]) for item in in_turn}
+
+    def write(subject: Subject) -> Arrays:
+        ids = list(run.setting.text(strongest[subject.key]).ids)[:-1]
+        text = sets.continuations(subject, ids, run.setting, run.scan.decode)
+        return {"continuations_json": [text]}
+
+    subjects = [item.subject for item in in_turn]
+    done = _map(run, "continuation", subjects, write)
+    return {
+        subject.key: arrays["continuations_json"]
+        for subject, arrays in zip(subjects, done, strict=True)
+    }
+
+
+def _sets(run: Run, tested: Sequence[Tested]) -> list[dict[str, Any]]:
+    taken = {(item.subject.layer, item.subject.neuron) for item in tested}
+    tasks: list[Task] = []
+    about = []
+    for concept in run.scan.text.own:
+        name = run.scan.concepts[concept]
+        best = sets.best_of(concept, tested)
+        stream = rng(run.config.seed, f"sets of {name}")
+        own, others = sets.set_positions(run.text, concept, stream)
+        if len(best) < 2 or len(own) < 4 or len(others) < 4:
+            continue
+        random = [
+            sets.random_set(best, taken, run.scan.likeness, stream) for _ in range(sets.RANDOM_SETS)
+        ]
+        members = [best, *random]
+        part = part_name(f"validation/set_{concept:02d}", members, own.tolist(), others.tolist())
+        tasks.append((part, _set_task(run, members, own, others)))
+        about.append((name, best, len(own)))
+    done = run.parts.map(tasks, "Stage 3: sets", "concept") if tasks else []
+    return [
+        sets.set_entry(name, best, n_own, arrays)
+        for (name, best, n_own), arrays in zip(about, done, strict=True)
+    ]
+
+
+def _set_task(
+    run: Run, members: Sequence[Sequence[sets.Place]], own: np.ndarray, others: np.ndarray
+) -> Callable[[], Arrays]:
+    return lambda: sets.measure_sets(members, own, others, run.setting)
+
+
+def _map(
+    run: Run, what: str, subjects: Sequence[Subject], measure: Callable[[Subject], Arrays]
+) -> list[Arrays]:
+    """One part for each subject."""
+
+    def task(subject: Subject) -> Task:
+        digest = run.scan.passages.digest
+        return (
+            part_name(f"validation/{what}_{subject.id}", subject.key, digest),
+            lambda: measure(subject),
+        )
+
+    tasks = [task(subject) for subject in subjects]
+    return run.parts.map(tasks, f"Stage 3: {what}", "vector") if tasks else []
