@@ -19,7 +19,7 @@ import torch
 
 from conceptvec.runfolder import Arrays
 from conceptvec.validation.damage import Damage, Damager
-from conceptvec.validation.engine import Engine, State, Text
+from conceptvec.validation.engine import Engine, Text
 from conceptvec.validation.replay import Replay
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ from conceptvec.validation.evidence import (
     example_positions,
     interval_of,
 )
+from conceptvec.validation.further import Run, further_measurements
 from conceptvec.validation.measure import (
     SUBJECTS_PER_UNIT,
     Measured,
@@ -41,16 +42,15 @@ from conceptvec.validation.measure import (
     measure_unit,
     split_unit,
 )
-from conceptvec.validation.further import Run, further_measurements
 from conceptvec.validation.positions import Field, Positions, choose_positions
 from conceptvec.validation.replay import Replay
 from conceptvec.validation.rule import RULE, Judgement, judge, worth_damaging
 
 if TYPE_CHECKING:
+    from conceptvec.concepts import Prompt
     from conceptvec.config import Config
     from conceptvec.effects.stage import Scan
     from conceptvec.effects.use import Use
-    from conceptvec.concepts import Prompt
     from conceptvec.records import Candidate
 
 GIGABYTE = 2**30
