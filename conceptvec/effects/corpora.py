@@ -133,9 +133,7 @@ def column_text(record: Mapping[str, Any], column: str, place: str) -> str:
         RequestError: there is no such column, or it holds no text.
     """
     if column not in record:
-        raise RequestError(
-            f"{place}: no column {column!r}; there are {', '.join(record) or 'none'}"
-        )
+        raise RequestError(f"{place}: no column {column!r}; there are {', '.join(record) or 'none'}")
     value = record[column]
     if value is not None and not isinstance(value, str):
         kind = type(value).__name__
@@ -281,7 +279,9 @@ def _topped_up(
     return joined(parts, renumber=False)
 
 
-def _batches(model: Model, documents: Iterable[str], continues: np.ndarray) -> Iterator[Passages]:
+def _batches(
+    model: Model, documents: Iterable[str], continues: np.ndarray
+) -> Iterator[Passages]:
     """The passages of some documents at a time; a document's number is its place in the text."""
     start = start_of_text(model.tokenizer)
     scored_from = max(len(start), 1) + LEAD_IN

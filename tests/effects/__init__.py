@@ -1,0 +1,1 @@
+"""Tests of the running text and the effects in it."""
