@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +20,10 @@ import torch
 from conceptvec.config import Config, parse_layers
 from conceptvec.extraction.activations import Activations, corpus_activations
 from conceptvec.extraction.projection import Projector
+from conceptvec.model.network import Model
 from conceptvec.model.vocabulary import masked_tokens, token_texts
 from conceptvec.model.weights import Weights
 from conceptvec.runfolder import Arrays, Parts
-
-if TYPE_CHECKING:
-    from conceptvec.model.network import Model
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +102,7 @@ def sample_neurons(
     return np.sort(rng.choice(intermediate_size, max_vectors, replace=False)).astype(np.int32)
 
 
-def project_layer(model: Model, projector: Projector, layer: int, config: Config) -> Projections:
+def project_layer(model: Weights, projector: Projector, layer: int, config: Config) -> Projections:
     """Project the chosen value vectors of one layer."""
     neurons = sample_neurons(layer, model.intermediate_size, config.max_vectors, config.seed)
     vectors = model.value_vectors(layer)[
@@ -120,7 +118,7 @@ def project_layer(model: Model, projector: Projector, layer: int, config: Config
     )  # fmt: skip
 
 
-def null_directions(model: Model, layer: int, fold: str, n: int, seed: int) -> torch.Tensor:
+def null_directions(model: Weights, layer: int, fold: str, n: int, seed: int) -> torch.Tensor:
     """Random directions (n, H), folded, with the covariance of the layer's value vectors, in float32.
 
     Each is a Gaussian mixture of the layer's own columns: its covariance is theirs, and it stands for nothing.
@@ -132,14 +130,14 @@ def null_directions(model: Model, layer: int, fold: str, n: int, seed: int) -> t
     return mix.to(model.device) @ model.readout_directions(layer, fold)
 
 
-def make_projector(model: Model, top_k: int) -> tuple[Projector, list[str], torch.Tensor]:
+def make_projector(model: Weights, top_k: int) -> tuple[Projector, list[str], torch.Tensor]:
     """The projector of a model, its tokens' texts and the mask of the tokens that are never shown."""
     texts = token_texts(model)
     masked = masked_tokens(model, texts)
     return Projector(model.unembedding, masked, top_k), texts, masked
 
 
-def extract(model: Model, config: Config, parts: Parts | None = None) -> Candidates:
+def extract(model: Weights, config: Config, parts: Parts | None = None) -> Candidates:
     """Stage 1 over the layers of the configuration.
 
     Args:
@@ -175,7 +173,7 @@ def extract(model: Model, config: Config, parts: Parts | None = None) -> Candida
         full,
     )
     activations = Activations({}, {}, {}, {}, {}, {}, [], 0)
-    if not isinstance(model, Weights):
+    if isinstance(model, Model):
         compute = lambda: corpus_activations(model, config, layers).arrays()
         arrays = parts.map([("activations.safetensors", compute)], "Stage 1: activations", "pass")[
             0

@@ -11,20 +11,20 @@ import re
 import torch
 
 from conceptvec.errors import RequestError
-from conceptvec.model.network import Model
+from conceptvec.model.weights import Weights
 
 LOW_NORM = 0.1  # share of the median row norm under which a row counts as untrained
 _HIDDEN = re.compile(r"<(0x[0-9A-F]{2}|unused\d+)>")
 
 
-def token_texts(model: Model) -> list[str]:
+def token_texts(model: Weights) -> list[str]:
     """All tokens as the tokenizer writes them, ▁ shown as a space; ids without a token are empty."""
     size = min(model.vocab_size, len(model.tokenizer))
     texts = [str(t or "") for t in model.tokenizer.convert_ids_to_tokens(list(range(size)))]
     return [t.replace("▁", " ") for t in texts] + [""] * (model.vocab_size - size)
 
 
-def masked_tokens(model: Model, texts: list[str]) -> torch.Tensor:
+def masked_tokens(model: Weights, texts: list[str]) -> torch.Tensor:
     """The masked rows: bool (vocab_size,) on the CPU."""
     special = set(model.tokenizer.all_special_ids) | set(
         getattr(model.tokenizer, "added_tokens_decoder", {})

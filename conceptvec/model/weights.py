@@ -1,173 +1,188 @@
-"""A checkpoint read tensor by tensor from its safetensors files: what Stage 1 needs, in less memory than the model.
+"""What the weights alone say: value vectors, norms, unembedding and vocabulary, without a forward pass.
 
-The projection takes no forward pass, only ``down_proj`` of one layer at a time, the norms and the unembedding. Each
-tensor is mapped, copied and let go again, so a checkpoint larger than memory can be scanned. Memory: the unembedding
-in the precision of the file (bfloat16 becomes float32 chunk by chunk, which loses nothing) and one layer's matrix.
+The projection takes ``down_proj`` of one layer at a time, the norms and the unembedding. `Weights` has them from
+any `TensorSource`: `load_weights` streams a checkpoint's files, which needs the memory of the unembedding in the
+precision of the file and of one layer's matrix; `network.Model` adds the network that is loaded.
+Dimensions are always read from the tensors and the configuration that comes with them.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from conceptvec.config import Config
-from conceptvec.errors import RequestError
-from conceptvec.model.checkpoint import fetch, find
-from conceptvec.model.network import (
-    LOCAL,
-    Model,
-    choose_device,
-    choose_dtype,
-    fingerprint,
-    unloadable,
-)
+from conceptvec.errors import RequestError, RunError
+from conceptvec.model.checkpoint import Family, fetch, find
+from conceptvec.model.device import choose_device, choose_dtype
+from conceptvec.model.fingerprint import fingerprint
+from conceptvec.model.tensors import EMBEDDING, HEAD, StoredTensors, down_proj
 
-_FIRST = re.compile(r"(?P<prefix>(?!.*(vision|audio)).*)layers\.0\.mlp\.down_proj\.weight")
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
-@dataclass
-class Weights(Model):
-    """A `Model` without a network (`hf` is its configuration alone): everything but the forward pass.
+class TensorSource(Protocol):
+    """Where a decoder's tensors come from: the files of a checkpoint, or a network in memory."""
+
+    @property
+    def config(self) -> Any:
+        """transformers' configuration of the text decoder."""
+        ...
+
+    def names(self) -> list[str]:
+        """The decoder's tensors, and ``lm_head.weight`` where the unembedding is one of its own."""
+        ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, to be read and never written."""
+        ...
+
+
+@dataclass(eq=False)
+class Weights:
+    """A decoder's weights with the names that interpretability work needs. Nothing is ever written.
 
     Attributes:
-        folder: where the safetensors files are.
-        files: a tensor's name in the decoder (``layers.0.mlp.down_proj.weight``) → (file, its name there).
+        source: where the tensors come from.
+        tokenizer: the tokenizer of transformers.
+        name: the model as the user wrote it.
+        revision: the resolved commit of the Hub, if it comes from there.
+        family: how the model writes its MLP output into the residual stream.
+        device: where tensors are handed out.
+        dtype: the precision of the model.
+        why: why this precision.
     """
 
-    folder: Path = Path()
+    source: TensorSource
+    tokenizer: Any
+    name: str
+    revision: str | None
+    family: Family
+    device: torch.device
+    dtype: torch.dtype
+    why: str = ""
 
     def __post_init__(self) -> None:
-        """Map the tensors' names and read the dimensions."""
-        self.files = dict(_index(self.folder))
-        tied = any(
-            getattr(c, "tie_word_embeddings", True) for c in (self.hf, self.hf.get_text_config())
-        )
-        if tied:
-            self.files.pop("lm_head.weight", None)
-        self._check(self.hf.get_text_config(), tied)
-        self.n_layers = self.hf.get_text_config().num_hidden_layers
-        self._readout = "embed_tokens.weight" if tied else "lm_head.weight"
-        self.unembedding = self._read(self._readout).to(self.device)
+        """Read the unembedding (V, H) and the dimensions."""
+        self._readout = HEAD if HEAD in self.source.names() else EMBEDDING
+        self.unembedding = self.tensor(self._readout)
+        self.n_layers: int = self.source.config.num_hidden_layers
         self.vocab_size, self.hidden_size = self.unembedding.shape
         self.intermediate_size = self.value_vectors(0).shape[0]
-        self.bos_id = self.tokenizer.bos_token_id
+        self.bos_id: int | None = self.tokenizer.bos_token_id
 
-    def _check(self, config: Any, tied: bool) -> None:
-        """Refuse files that do not hold what the configuration describes."""
-        from safetensors import safe_open
-
-        hidden, rows = [config.hidden_size], [config.vocab_size, config.hidden_size]
-        expected = {"embed_tokens.weight": rows, "norm.weight": hidden} | (
-            {} if tied else {"lm_head.weight": rows}
-        )
-        for n in range(config.num_hidden_layers):
-            expected[f"layers.{n}.mlp.down_proj.weight"] = [
-                config.hidden_size,
-                config.intermediate_size,
-            ]
-            if self.family.post_norm:
-                expected[f"layers.{n}.{self.family.post_norm}.weight"] = hidden
-        lacks = [name for name in expected if name not in self.files]
-        wrong = []
-        for name, shape in expected.items() if not lacks else ():
-            file, key = self.files[name]
-            with safe_open(file, "pt") as opened:
-                found = opened.get_slice(key)
-                if found.get_shape() != shape or found.get_dtype() not in (
-                    "F64",
-                    "F32",
-                    "BF16",
-                    "F16",
-                ):
-                    wrong.append(
-                        f"{name} is {found.get_dtype()} {found.get_shape()}, expected {shape}"
-                    )
-        if lacks or wrong:
-            raise RequestError(
-                f"--model: {self.folder} does not hold the model that its config.json describes: {len(lacks)} weights "
-                f"are missing, {len(wrong)} have another size or type (first: {[*lacks, *wrong][0]}); fetch them again"
-            )
-
-    def _read(self, name: str) -> torch.Tensor:
-        """A copy of one tensor on the CPU: bfloat16 as stored where the precision is float32, else as asked."""
-        from safetensors import safe_open
-
-        file, key = self.files[name]
-        with safe_open(file, "pt") as opened:  # opened anew each time: closing unmaps what was read
-            tensor = opened.get_tensor(key)
-            exact = tensor.dtype is torch.bfloat16 and self.dtype is torch.float32
-            return tensor.to(tensor.dtype if exact else self.dtype, copy=True)
+    def tensor(self, name: str) -> torch.Tensor:
+        """A weight by its name in the decoder, on the device."""
+        return self.source.read(name).to(self.device)
 
     def value_vectors(self, layer: int) -> torch.Tensor:
-        """The columns of ``down_proj`` as rows: (intermediate_size, hidden_size), read from disk."""
-        return self._read(f"layers.{layer}.mlp.down_proj.weight").to(self.device).T
+        """The columns of ``down_proj`` as rows: (intermediate_size, hidden_size), a view."""
+        return self.tensor(down_proj(layer)).T
 
     def norm_weight(self, name: str) -> torch.Tensor:
-        """The weight of a norm of the decoder, such as ``norm`` or ``layers.0.post_feedforward_layernorm``."""
-        return self._read(f"{name}.weight").to(self.device)
+        """A norm's weight, such as ``norm`` or ``layers.0.post_feedforward_layernorm``."""
+        return self.tensor(f"{name}.weight")
+
+    def fold_scale(self, layer: int, fold: str) -> torch.Tensor:
+        """The factor folded into the readout: float32 (hidden_size,)."""
+        offset = self.family.norm_offset
+        scale = torch.ones(self.hidden_size, dtype=torch.float32, device=self.device)
+        if fold in ("both", "final"):
+            scale = scale * (offset + self.norm_weight("norm").float())
+        if fold == "both" and self.family.post_norm:
+            weight = self.norm_weight(f"layers.{layer}.{self.family.post_norm}")
+            scale = scale * (offset + weight.float())
+        return scale
+
+    def readout_directions(self, layer: int, fold: str, neurons: Any = slice(None)) -> torch.Tensor:
+        """The value vectors of a layer, or of some of its neurons, folded: float32 (n, H)."""
+        return self.folded(self.value_vectors(layer)[neurons], layer, fold)
+
+    def folded(self, vectors: torch.Tensor, layer: int, fold: str) -> torch.Tensor:
+        """What value vectors (n, H) of a layer are in the readout: float32, of the same shape.
+
+        Raises:
+            RunError: the weights hold NaN or infinity.
+        """
+        directions = (vectors.float() * self.fold_scale(layer, fold)).contiguous()
+        if not torch.isfinite(directions).all():
+            raise RunError(
+                f"NaN or infinity in down_proj or a norm of layer {layer}: the weights of "
+                f"{self.name} are broken; fetch its files again, or run the other layers with "
+                "--layers"
+            )
+        return directions
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same as that of the loaded model, from one tensor at a time."""
-        held = {self._readout: self.unembedding}  # never in memory twice
-        tensors = ((n, held[n] if n in held else self._read(n)) for n in sorted(self.files))
-        return fingerprint(self, self.hf.get_text_config(), tensors)
+        """SHA-256 over all that decides a result: the same, streamed or loaded."""
+        vocabulary = self.tokenizer.get_vocab()
+        return fingerprint(self.source.config, vocabulary, self.dtype, self._tensors())
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights by name, one at a time, and the unembedding never in memory twice."""
+        for name in sorted(self.source.names()):
+            held = name == self._readout
+            yield name, self.unembedding if held else self.source.read(name)
+
+    def facts(self) -> dict[str, Any]:
+        """The `model` part of the results."""
+        return {
+            "id": self.name,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+            "family": self.family.name,
+            "layers": self.n_layers,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "vocab_size": self.vocab_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "why_dtype": self.why,
+            "device": str(self.device),
+        }
 
 
 def load_weights(config: Config) -> Weights:
-    """Open `config.model` (a folder, or a Hub id: from the cache, downloaded where it is missing) for streaming.
+    """Open `config.model` for streaming; a model of the Hub is downloaded where it is missing.
 
     Raises:
-        RequestError: no such model, no access, no safetensors files, or a family that is not supported.
+        RequestError: no such model, no access to it, no safetensors files, or a family that is
+            not supported.
     """
-    import transformers
-
     checkpoint, device = find(config), choose_device(config.device)
     dtype, why = choose_dtype(config.dtype, device)
     folder = fetch(checkpoint)
-    try:
-        hf_config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
-    except (
-        Exception
-    ) as error:  # configurations and tokenizers break in as many ways as there are files
-        raise unloadable(folder, error) from error
+    hf_config, tokenizer = read_settings(folder)
     revision, family = checkpoint.revision, checkpoint.family
-    return Weights(hf_config, tokenizer, config.model, revision, family, device, dtype, why, folder)
+    source = StoredTensors(folder, hf_config, family, dtype)
+    return Weights(source, tokenizer, config.model, revision, family, device, dtype, why)
 
 
-def _index(folder: Path) -> Iterator[tuple[str, tuple[Path, str]]]:
-    """(name in the decoder, (file, name in it)) of the text decoder's tensors and the unembedding."""
-    from safetensors import SafetensorError, safe_open
+def read_settings(folder: Path) -> tuple[Any, Any]:
+    """transformers' configuration and tokenizer of a model folder.
 
-    index = folder / "model.safetensors.index.json"
+    Raises:
+        RequestError: the files cannot be used.
+    """
+    import transformers
+
     try:
-        if index.is_file():
-            places = {
-                k: folder / v
-                for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
-            }
-        else:
-            with safe_open(folder / "model.safetensors", "pt") as opened:
-                places = dict.fromkeys(opened.keys(), folder / "model.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise RequestError(
-            f"--model: {folder} has no readable safetensors files ({error})"
-        ) from None
-    prefix = next((m["prefix"] for m in map(_FIRST.fullmatch, places) if m), None)
-    if prefix is None:
-        raise RequestError(
-            f"--model: {folder} has no layers.0.mlp.down_proj.weight; expected a decoder's checkpoint"
-        )
-    for name, file in places.items():
-        if name.startswith(prefix):
-            yield name[len(prefix) :], (file, name)
-        elif name.endswith("lm_head.weight"):
-            yield "lm_head.weight", (file, name)
+        config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
+    except Exception as error:  # they break in as many ways as there are files
+        raise unloadable(folder, error) from error
+    return config, tokenizer
+
+
+def unloadable(folder: Path, error: Exception) -> RequestError:
+    """What to say of a model folder that transformers cannot read."""
+    text = " ".join(str(error).split())[:300]
+    return RequestError(
+        f"--model: {folder} could not be loaded ({type(error).__name__}: {text}); its files do "
+        "not fit together, so fetch them again"
+    )
