@@ -18,10 +18,10 @@ from conceptvec.errors import RequestError
 
 FOLDS = ("both", "final", "none")
 DTYPES = ("auto", "float32", "bfloat16")
-DAMAGES = ("noise", "zero", "mean")
+DAMAGES = ("zero", "rotate", "mean", "noise")
 WHERE = ("out", "overwrite", "stages")  # where and how far to run; they do not change a result
 ALL_STAGES = (1, 2, 3)
-OPTIONAL = ("revision", "concepts", "corpus", "out")  # may be None
+OPTIONAL = ("revision", "concepts", "out")  # may be None
 
 
 def _option(default: Any, text: str) -> Any:
@@ -58,16 +58,16 @@ class Config:
     concepts: str | None = _option(
         None, "a .json or .txt file, or birds=robin,eagle (default: the built-in twelve)"
     )
-    corpus: str | None = _option(None, "text file, one passage per line, for activation statistics")
+    corpus: str = _option(
+        "self", "running text: self (the model writes it), FILE.txt, FILE.jsonl:COLUMN or hf:OWNER/NAME"
+    )
+    corpus_tokens: int | None = _option(None, "tokens of it that are used (default by model)")
     damage: tuple[str, ...] = _option(
-        ("noise", "zero", "mean"), "damage kinds, the first is the primary one"
+        ("zero", "rotate", "mean"), "damage kinds, the first is the primary one"
     )
-    noise_ratio: float = _option(2.0, "norm of the noise relative to the value vector's norm")
     noise_sigma: float | None = _option(
-        None, "absolute noise per element instead (the literature uses 0.1)"
+        None, "absolute noise per element for --damage noise (the literature uses 0.1)"
     )
-    draws: int = _option(5, "noise draws per vector")
-    nulls: int = _option(300, "null neurons measured in a run")
     chat_template: bool = _option(
         False, "put the prompts into the model's turn of its chat template"
     )
@@ -116,10 +116,11 @@ class Config:
             raise _bad("device", self.device, "auto, cpu, cuda, cuda:N or mps")
         if self.max_vectors is not None:
             _whole("max_vectors", self.max_vectors, 1, "a whole number of at least 1, or all")
-        for name, low in (("batch_size", 1), ("top_k", 1), ("draws", 1), ("nulls", 0), ("seed", 0)):
+        if self.corpus_tokens is not None:
+            _whole("corpus_tokens", self.corpus_tokens, 1, "a whole number of at least 1")
+        for name, low in (("batch_size", 1), ("top_k", 1), ("seed", 0)):
             _whole(name, getattr(self, name), low, f"a whole number of at least {low}")
-        for name, low, high in (("score_threshold", 0.0, 1.0), ("noise_ratio", 1e-6, 1e6)):
-            _real(name, getattr(self, name), low, high)
+        _real("score_threshold", self.score_threshold, 0.0, 1.0)
         for name, low in (("noise_sigma", 1e-9), ("min_kurtosis", -2.0)):
             if getattr(self, name) is not None:
                 _real(name, getattr(self, name), low, 1e6)
@@ -129,19 +130,16 @@ class Config:
             or set(self.damage) - set(DAMAGES)
         ):
             raise _bad(
-                "damage", ",".join(self.damage), "one or more of noise, zero, mean, each once"
+                "damage", ",".join(self.damage), "one or more of zero, rotate, mean, noise, each once"
             )
         if self.stages not in ((1,), (1, 2), ALL_STAGES):
             raise _bad("stages", ",".join(map(str, self.stages)), "1, 1,2 or 1,2,3")
         parse_layers(self.layers, None)
-        for name in ("concepts", "corpus"):
-            path = getattr(self, name)
-            if path is None or (name == "concepts" and in_place(path)):
-                continue
-            if not is_file(path):
-                raise RequestError(
-                    f"{name}: no file at {path[:200]!r}; give the path of a readable file"
-                )
+        path = self.concepts
+        if path is not None and not in_place(path) and not is_file(path):
+            raise RequestError(
+                f"concepts: no file at {path[:200]!r}; give the path of a readable file"
+            )
 
     def resolved(self) -> dict[str, Any]:
         """Every option as plain JSON values."""
@@ -182,6 +180,11 @@ def is_file(path: str) -> bool:
         return Path(path).is_file()
     except (OSError, ValueError):  # longer than any file's name, or no name at all
         return False
+
+
+def corpus_file(corpus: str) -> str | None:
+    """The file that ``--corpus`` names, without the column behind it; None where it names none."""
+    return next((path for path in (corpus, corpus.rpartition(":")[0]) if is_file(path)), None)
 
 
 def _as_tuple(value: Any, kind: type) -> tuple:

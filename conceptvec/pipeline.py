@@ -44,7 +44,6 @@ def run(config: Config) -> Results:
     from conceptvec.model.network import load_model
     from conceptvec.model.weights import load_weights
     from conceptvec.scoring.stage import score
-    from conceptvec.validation.stage import damage_candidates
 
     start = time.perf_counter()
     streamed = config.stages == (1,)  # the projection needs no forward pass
@@ -55,35 +54,48 @@ def run(config: Config) -> Results:
     load = round(time.perf_counter() - start, 3)
     candidates = extract(model, config, parts)
     scored = score(candidates, model, config) if 2 in config.stages else None
-    validation = None
     if scored is not None and 3 in config.stages:
-        validation = damage_candidates(scored, model, config, parts)
+        results = validate(scored, model, config, parts)
+    else:
+        results = Results.build(model, config, candidates, scored)
     parts.finish()
-    results = Results.build(model, config, candidates, scored, validation, load)
+    results = results.with_load_seconds(load)
     save_run(results, model, config, parts)
     return results
 
 
 def validate(scored: Scored, model: Model, config: Config, parts: Parts | None = None) -> Results:
-    """Stage 3 on every concept candidate whose concept has prompts.
+    """Stage 3: running text, the scan, and damage where they leave a question.
 
     Args:
         scored: Stage 2.
         model: the model; it is never written.
-        config: damage kinds, noise, draws, nulls, seed, batch_size.
+        config: corpus, corpus_tokens, damage kinds, noise_sigma, seed, batch_size.
         parts: keeps finished parts (a `runfolder.RunFolder`).
 
     Returns:
         the results of the whole run.
 
     Raises:
+        RequestError: the corpus cannot be read.
         RunError: a forward pass gives NaN or infinity, or a sample of damaged passes does not
             agree with the CPU.
     """
+    from conceptvec.effects.stage import running_text, scan_text
     from conceptvec.validation.stage import damage_candidates
 
-    validation = damage_candidates(scored, model, config, parts)
-    return Results.build(model, config, scored.candidates, scored, validation)
+    parts = parts or Parts()
+    text = running_text(model, config, scored.concepts, parts)
+    named = [
+        (candidate.pole, text.words.concepts.index(candidate.concept))
+        for candidate in scored.candidates_found
+    ]
+    layers = [projections.layer for projections in scored.candidates.layers]
+    scan = scan_text(text, model, config, layers, named, scored.candidates.masked, parts)
+    validation = damage_candidates(
+        scored.candidates_found, scan, config, scored.concepts.prompts(), parts
+    )
+    return Results.build(model, config, scored.candidates, scored, scan, validation)
 
 
 def open_run(model: Model, config: Config) -> RunFolder:

@@ -72,3 +72,15 @@ class Candidate:
             "top_tokens": [list(token) for token in self.top_tokens],
             "opposite_tokens": [list(token) for token in self.opposite_tokens],
         }
+
+
+def candidate_of(entry: Mapping[str, Any]) -> Candidate:
+    """The candidate that an entry of the results document holds."""
+    return Candidate(
+        Pole(entry["layer"], entry["neuron"], entry["pole"]),
+        entry["concept"],
+        entry["score"],
+        entry["score_components"],
+        tuple((text, value) for text, value in entry["top_tokens"]),
+        tuple((text, value) for text, value in entry["opposite_tokens"]),
+    )

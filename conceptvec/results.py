@@ -9,6 +9,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from conceptvec.config import Config
 from conceptvec.document import SCHEMA_VERSION, check, load_document
 from conceptvec.document import VOLATILE as VOLATILE
@@ -20,6 +22,7 @@ from conceptvec.text import plain
 from conceptvec.version import __version__
 
 if TYPE_CHECKING:
+    from conceptvec.effects.stage import Scan
     from conceptvec.extraction.stage import Candidates
     from conceptvec.model.network import Model
     from conceptvec.model.weights import Weights
@@ -37,8 +40,8 @@ class Results(dict[str, Any]):
         config: Config,
         candidates: Candidates,
         scored: Scored | None = None,
+        scan: Scan | None = None,
         validation: Validation | None = None,
-        load_seconds: float | None = None,
     ) -> Results:
         """The document of a run that ends with the last stage given.
 
@@ -47,11 +50,12 @@ class Results(dict[str, Any]):
             config: the run's options.
             candidates: Stage 1.
             scored: Stage 2, where it ran.
+            scan: text and first-order effects, where Stage 3 ran.
             validation: Stage 3, where it ran.
-            load_seconds: what loading the model took, where it was timed.
         """
-        seconds = {"load": load_seconds, "extraction": candidates.seconds}
+        seconds: dict[str, float | None] = {"extraction": candidates.seconds}
         seconds["scoring"] = scored.seconds if scored else None
+        seconds |= scan.seconds if scan else {}
         seconds["validation"] = validation.seconds if validation else None
         run = {
             "schema_version": SCHEMA_VERSION,
@@ -74,8 +78,12 @@ class Results(dict[str, Any]):
             concept_distribution=_per_concept(valid, names) if validation else {},
             **_scoring_part(scored, validation),
             layers=[projections.layer for projections in candidates.layers],
-            **_validation_part(validation),
+            **_validation_part(scan, validation, config),
         )
+
+    def with_load_seconds(self, seconds: float) -> Results:
+        """The same with what loading the model took."""
+        return Results(self | {"timings": {"load": seconds} | self["timings"]})
 
     def save(self, path: str | Path) -> Path:
         """Write the document as JSON, atomically, after checking it against the schema."""
@@ -189,21 +197,34 @@ def _scoring_part(scored: Scored | None, validation: Validation | None) -> dict[
     }
 
 
-def _validation_part(validation: Validation | None) -> dict[str, Any]:
-    """Stage 3's fields, `conceptvec.document.validation.ValidationPart`; empty where it did not run."""
-    if validation is None:
-        return {"verdicts": {}, "prompts": {}, "validation_results": [], "null_calibration": {}}
-    table = validation.table
-    names = [*table.concepts, "neutral"]
+def _validation_part(
+    scan: Scan | None, validation: Validation | None, config: Config
+) -> dict[str, Any]:
+    """Stage 3's fields, `conceptvec.document.validation.ValidationPart`; empty without it."""
+    if scan is None or validation is None:
+        return {
+            "verdicts": {},
+            "validation_results": [],
+            "null_calibration": {},
+            "effect_only": [],
+            "concept_sets": [],
+            "text": None,
+        }
+    passages = scan.passages
     return {
         "verdicts": dict(sorted(Counter(e["verdict"] for e in validation.entries).items())),
-        "prompts": {
-            name: {"prompts": len(table.groups[name]), "known": len(table.concept(name))}
-            for name in names
-        },
         "validation_results": validation.entries,
-        "null_calibration": validation.calibration,
+        "null_calibration": validation.null_calibration,
+        "effect_only": [],
         "concept_sets": validation.sets,
+        "text": {
+            "corpus": config.corpus,
+            "digest": passages.digest,
+            "passages": len(passages),
+            "documents": len(np.unique(passages.documents)),
+            "tokens": passages.tokens,
+            "known_words": validation.known_words,
+        },
     }
 
 

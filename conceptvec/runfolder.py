@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from conceptvec.config import Config, is_file
+from conceptvec.config import Config, corpus_file, is_file
 from conceptvec.errors import RequestError, RunError, first_line
 from conceptvec.version import __version__
 
@@ -103,7 +103,7 @@ def identity(config: Config) -> dict[str, Any]:
     """What a run folder belongs to, apart from the model: version, options, and the content of the user's files."""
     files = {
         name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        for name, path in (("concepts", config.concepts), ("corpus", config.corpus))
+        for name, path in (("concepts", config.concepts), ("corpus", corpus_file(config.corpus)))
         if path is not None and is_file(path)  # concepts given in place stand in the configuration
     }
     return {"conceptvec_version": __version__, "configuration": config.identity(), "files": files}

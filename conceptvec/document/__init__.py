@@ -14,14 +14,14 @@ from typing import Any, cast
 from conceptvec.concepts import data
 from conceptvec.document.run import ExtractionPart, RunPart
 from conceptvec.document.scoring import ScoringPart
-from conceptvec.document.validation import ValidationExtras, ValidationPart
+from conceptvec.document.validation import ValidationPart
 from conceptvec.errors import RequestError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VOLATILE = ("created", "environment", "timings", "resources")  # the rest repeats byte for byte
 
 
-class Document(RunPart, ExtractionPart, ScoringPart, ValidationPart, ValidationExtras):
+class Document(RunPart, ExtractionPart, ScoringPart, ValidationPart):
     """One run of conceptvec; null means: not measured."""
 
 

@@ -56,6 +56,10 @@ class Activity:
         sums = {name: arrays[name] for name in SUMS}
         return cls(tuple(about["layers"]), about["positions"], **sums)
 
+    def firing_rate(self) -> np.ndarray:
+        """Share of positions where |a| reaches an eighth of its largest power of two: (L, I)."""
+        return self.reached[:, FIRES_BELOW_MAX] / max(self.positions, 1)
+
     def pole_means(self) -> np.ndarray:
         """The mean of the part of the poles + and − over all positions: float64 (L, 2, I)."""
         return self.total / max(self.positions, 1)

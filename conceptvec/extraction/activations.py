@@ -1,134 +1,42 @@
-"""Activation statistics over a corpus of any length: one streaming pass, memory bounded by the number of neurons.
+"""Access to the activations of MLP neurons during a forward pass.
 
-The activation of neuron j is ``a_j = act(gate_j) · up_j``, the input of ``down_proj``; the beginning-of-sequence
-position is left out (its activations are an outlier of every model). A neuron **fires** at a position where |a_j| is
-at least an eighth of its largest |a_j| rounded down to a power of two, so the rate needs one pass only.
+The activation of neuron j is ``a_j = act(gate_j) · up_j``, the input of ``down_proj``. What is kept
+of it over a text is the scan's business (`effects.activity`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from importlib import resources
-from itertools import chain, islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from conceptvec.concepts import load_concepts
-from conceptvec.config import Config
-from conceptvec.errors import RequestError, RunError
-from conceptvec.runfolder import Arrays
-from conceptvec.text import plain
+from conceptvec.errors import RunError
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
-MAX_TOKENS = 128  # a passage is cut here; a prompt may be no longer
-PASS = {
-    "cpu": 4096,
-    "mps": 1024,
-    "cuda": 1024,
-}  # tokens of a forward pass; the statistics hold several copies
-WINDOW = 4096  # passages that are sorted by length at a time
-CONTEXTS = 5  # strongest contexts kept per neuron
-BINS = 32  # powers of two of |a|, from 2^-20 up
-LOWEST = -20
-FIRES_BELOW_MAX = 3  # powers of two
-STATISTICS = ("mean", "max_abs", "firing_rate", "positive_share", "context_values", "context_at")
-
-
-@dataclass
-class Activations:
-    """Statistics per layer, dicts layer → numpy arrays over all its neurons (I,)."""
-
-    mean: dict[int, np.ndarray]
-    max_abs: dict[int, np.ndarray]
-    firing_rate: dict[int, np.ndarray]
-    positive_share: dict[int, np.ndarray]
-    context_values: dict[int, np.ndarray]  # (I, CONTEXTS), signed, strongest first
-    context_at: dict[int, np.ndarray]  # (I, CONTEXTS, 2): passage and position
-    passages: list[str]
-    positions: int
-
-    def arrays(self) -> Arrays:
-        """The statistics as the arrays of one part."""
-        out: Arrays = {"about_json": {"passages": self.passages, "positions": self.positions}}
-        for name in STATISTICS:
-            out |= {f"{name}.{layer}": values for layer, values in getattr(self, name).items()}
-        return out
-
-    @classmethod
-    def of_arrays(cls, arrays: Arrays) -> Activations:
-        """The inverse of `arrays`."""
-        columns: dict[str, dict[int, np.ndarray]] = {name: {} for name in STATISTICS}
-        for key, values in arrays.items():
-            name, _, layer = key.partition(".")
-            if name in columns:
-                columns[name][int(layer)] = values
-        return cls(**columns, **arrays["about_json"])
-
-    def firing_level(self, layer: int) -> np.ndarray:
-        """The smallest |a| at which each neuron of the layer counts as firing: (I,)."""
-        _, exponent = np.frexp(self.max_abs[layer])
-        return np.ldexp(
-            1.0, np.clip(exponent - 1, LOWEST, LOWEST + BINS - 1) - FIRES_BELOW_MAX
-        ).astype(np.float32)
-
-    def of(self, layer: int, neuron: int, model: Model) -> dict[str, Any]:
-        """One neuron's statistics as plain numbers, with the strongest contexts as text (» « around the token)."""
-        contexts = []
-        for value, (passage, at) in zip(
-            self.context_values[layer][neuron], self.context_at[layer][neuron], strict=True
-        ):
-            if value and passage >= 0:
-                contexts.append([_context(model, self.passages[passage], int(at)), plain(value)])
-        return {
-            "mean": plain(self.mean[layer][neuron]), "max_abs": plain(self.max_abs[layer][neuron]),
-            "firing_rate": plain(self.firing_rate[layer][neuron]),
-            "positive_share": plain(self.positive_share[layer][neuron]), "contexts": contexts,
-        }  # fmt: skip
-
-
-def _context(model: Model, passage: str, at: int, width: int = 12) -> str:
-    ids = model.encode(passage)[:MAX_TOKENS]
-    show = lambda part: model.tokenizer.decode(part, skip_special_tokens=True)
-    return f"{show(ids[max(0, at - width) : at])}»{show(ids[at : at + 1])}«{show(ids[at + 1 : at + 1 + width])}".strip()
-
-
-def read_corpus(path: str | None) -> Iterator[str]:
-    """The passages, one per line.
-
-    Raises:
-        RequestError: the file is not readable, or holds no text.
-    """
-    source = resources.files("conceptvec") / "data" / "corpus.txt" if path is None else Path(path)
-    empty = True
-    try:
-        with source.open("r", encoding="utf-8-sig") as file:
-            for line in file:
-                if line.strip():
-                    empty = False
-                    yield line.strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"--corpus: {path} is not readable UTF-8 text ({error})") from None
-    if empty:
-        raise RequestError(f"--corpus: {path} holds no text; expected one passage per line")
+ROUNDING = 64  # units in the last place that a sum may be off, relative to the sum of the sizes
 
 
 @contextmanager
 def capturing(
     model: Model, layers: Sequence[int], use: Callable[[int, torch.Tensor], None]
 ) -> Iterator[None]:
-    """Within the context every forward pass hands `use` a layer's number and its MLP activations (B, T, I)."""
+    """Within the context every forward pass hands over its MLP activations.
+
+    Args:
+        model: the model.
+        layers: whose activations.
+        use: called with a layer's number and its activations (B, T, I).
+    """
+
+    def hook_of(layer: int) -> Callable[..., None]:
+        return lambda _, args: use(layer, args[0])
+
     handles = [
-        model.layers[layer].mlp.down_proj.register_forward_pre_hook(
-            lambda _, args, layer=layer: use(layer, args[0])
-        )
+        model.layers[layer].mlp.down_proj.register_forward_pre_hook(hook_of(layer))
         for layer in layers
     ]
     try:
@@ -138,146 +46,37 @@ def capturing(
             handle.remove()
 
 
-def token_batches(
-    model: Model, texts: Sequence[str], size: int
-) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Texts of equal token length together, so that nothing is padded: (indices of the texts, ids (B, T))."""
-    ids = [model.encode(t)[:MAX_TOKENS] for t in texts]
-    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(ids[i]) != len(ids[batch[0]]) or len(batch) * len(ids[i]) >= size):
-            yield batch, torch.tensor([ids[b] for b in batch], device=model.device)
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch, torch.tensor([ids[b] for b in batch], device=model.device)
-
-
 @torch.inference_mode()
-def corpus_activations(model: Model, config: Config, layers: Sequence[int]) -> Activations:
-    """One pass over the corpus and the concepts' prompts (with their answers).
+def check_mlp_sums(model: Model, layers: Sequence[int], ids: torch.Tensor) -> None:
+    """Check on one text (1, T) that the MLP output is the sum of its value vectors: Σ_j a_j d_j.
 
     Raises:
-        RunError: a forward pass gives NaN or infinity.
+        RunError: it is not.
     """
-    from conceptvec.model.network import check_finite
-
-    concepts = load_concepts(config.concepts)
-    prompts = [p.prompt + p.answer for group in concepts.prompts().values() for p in group]
-    passages = lambda: chain(read_corpus(config.corpus), prompts)
-    gather = {layer: _Gather(model.intermediate_size, model.device) for layer in layers}
-    rows: list[int] = []
-
-    def use(layer: int, a: torch.Tensor) -> None:
-        check_finite(a, layer)
-        gather[layer].add(a[:, 1:].float(), rows)
-
-    stream, start = passages(), 0
-    with tqdm(desc="Stage 1: corpus", unit="passage", leave=False) as bar:
-        while window := list(islice(stream, WINDOW)):
-            for members, ids in token_batches(model, window, PASS[model.device.type]):
-                rows[:] = [start + i for i in members]
-                if ids.shape[1] > 1:
-                    checking = (
-                        _checking(model, layers) if not gather[layers[0]].n else nullcontext()
-                    )
-                    with capturing(model, layers, use), checking:
-                        model.decoder(input_ids=ids, use_cache=False)
-                bar.update(len(members))
-            start += len(window)
-    parts = {layer: g.result() for layer, g in gather.items()}
-    columns = {name: {n: part[i] for n, part in parts.items()} for i, name in enumerate(STATISTICS)}
-    # Only the passages that are some neuron's context are kept, under new numbers.
-    kept = np.unique(np.concatenate([at[..., 0].ravel() for at in columns["context_at"].values()]))
-    kept = kept[kept >= 0]
-    for at in columns["context_at"].values():
-        at[..., 0] = np.where(at[..., 0] >= 0, np.searchsorted(kept, at[..., 0]), -1)
-    wanted = set(kept.tolist())
-    texts = [text for i, text in enumerate(passages()) if i in wanted]
-    return Activations(**columns, passages=texts, positions=gather[layers[0]].n)
-
-
-@contextmanager
-def _checking(model: Model, layers: Sequence[int]) -> Iterator[None]:
-    """Within the context a forward pass checks at each last position that Σ_j a_j d_j is the MLP output."""
     last: dict[int, torch.Tensor] = {}
 
     def check(layer: int, output: torch.Tensor) -> None:
-        expected = last[layer] @ model.value_vectors(layer)
+        vectors = model.value_vectors(layer)
+        expected = last[layer] @ vectors
         # Relative to Σ_j |a_j| |d_j|, which rounding is proportional to, whatever cancels.
-        size = last[layer].abs() @ model.value_vectors(layer).abs()
-        error = (output[:, -1] - expected).float().norm() / size.float().norm().clamp(min=1e-30)
-        if not error <= 64 * torch.finfo(model.dtype).eps:
+        size = (last[layer].abs() @ vectors.abs()).float().norm().clamp(min=1e-30)
+        error = (output[:, -1] - expected).float().norm() / size
+        if not error <= ROUNDING * torch.finfo(model.dtype).eps:
             raise RunError(
-                f"the MLP output of layer {layer} is not the sum of its value vectors (relative error {error:.1e}): "
-                "this model writes it in another way, or the device computes wrongly; try --device cpu"
+                f"the MLP output of layer {layer} is not the sum of its value vectors (relative "
+                f"error {error:.1e}): this model writes it in another way, or the device computes "
+                "wrongly; try --device cpu"
             )
 
+    def check_of(layer: int) -> Callable[..., None]:
+        return lambda _, __, output: check(layer, output)
+
     handles = [
-        model.layers[layer].mlp.register_forward_hook(
-            lambda _, args, out, layer=layer: check(layer, out)
-        )
-        for layer in layers
+        model.layers[layer].mlp.register_forward_hook(check_of(layer)) for layer in layers
     ]
     try:
         with capturing(model, layers, lambda layer, a: last.__setitem__(layer, a[:, -1])):
-            yield
+            model.decoder(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-
-
-class _Gather:
-    """Running statistics of one layer."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.n = 0
-        self.sum = torch.zeros(
-            size, dtype=torch.float64
-        )  # on the CPU: a float32 sum stops growing, MPS has no other
-        self.positive = torch.zeros(size, dtype=torch.int64)
-        self.largest = torch.zeros(size, device=device)
-        self.histogram = torch.zeros(size, BINS, dtype=torch.int32, device=device)
-        self.values = torch.zeros(size, CONTEXTS, device=device)
-        self.at = torch.full((size, CONTEXTS, 2), -1, dtype=torch.int32, device=device)
-
-    def add(self, a: torch.Tensor, rows: list[int]) -> None:
-        flat = a.flatten(0, 1)
-        self.n += len(flat)
-        self.sum += flat.sum(0).cpu()
-        self.positive += (flat > 0).sum(0).cpu()
-        self.largest = torch.maximum(self.largest, flat.abs().amax(0))
-        exponent = (
-            flat.contiguous().view(torch.int32) >> 23 & 0xFF
-        ) - 127  # floor(log2 |a|), on any device
-        bins = (exponent.clamp(LOWEST, LOWEST + BINS - 1) - LOWEST).T.long().contiguous()
-        self.histogram.scatter_add_(1, bins, (flat.T != 0).to(torch.int32).contiguous())
-        # The strongest position of every passage, then the strongest passages (one context per passage).
-        strength, position = a.abs().max(1)
-        signed = a.gather(1, position[:, None]).squeeze(1)
-        passage = torch.tensor(rows, dtype=torch.int32, device=a.device)[:, None].expand_as(
-            position
-        )
-        at = torch.stack([passage, position.int() + 1], dim=2)
-        values = torch.cat([self.values, signed.T], 1)
-        best = values.abs().argsort(dim=1, descending=True, stable=True)[:, :CONTEXTS]
-        self.at = torch.cat([self.at, at.transpose(0, 1)], 1).gather(
-            1, best[:, :, None].expand(-1, -1, 2)
-        )
-        self.values = values.gather(1, best)
-
-    def result(self) -> tuple[np.ndarray, ...]:
-        _, top = torch.frexp(self.largest.cpu())
-        level = ((top - 1).clamp(LOWEST, LOWEST + BINS - 1) - LOWEST - FIRES_BELOW_MAX).clamp(min=0)
-        fires = (torch.arange(BINS)[None] >= level[:, None]) * self.histogram.cpu()
-        n = max(self.n, 1)
-        tensors = (
-            (self.sum / n).float(),
-            self.largest,
-            fires.sum(1) / n,
-            self.positive / n,
-            self.values,
-            self.at,
-        )
-        return tuple(t.cpu().numpy() for t in tensors)

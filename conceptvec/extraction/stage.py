@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from conceptvec.config import Config, parse_layers
-from conceptvec.extraction.activations import Activations, corpus_activations
 from conceptvec.extraction.projection import Projector
 from conceptvec.model.network import Model
 from conceptvec.model.vocabulary import masked_tokens, token_texts
@@ -65,7 +64,6 @@ class Candidates:
     """What Stage 1 found: per layer the projections, and the activation statistics of all its neurons."""
 
     layers: list[Projections]
-    activations: Activations
     tokens: list[str]  # the vocabulary's texts
     masked: np.ndarray  # bool (V,)
     agreement: dict[str, Any] = field(default_factory=dict)  # of a sample of rows with the CPU
@@ -77,10 +75,8 @@ class Candidates:
         return sum(len(p.neurons) for p in self.layers)
 
     def passing(self, projections: Projections, min_kurtosis: float | None) -> np.ndarray:
-        """The stated filter, bool (n,): a neuron that fires (if measured), with a readout no flatter than asked."""
+        """The stated filter, bool (n,): a vector that is not zero, a readout no flatter than asked."""
         passing = projections.norms > 0
-        if self.activations.positions:  # measured
-            passing &= self.activations.max_abs[projections.layer][projections.neurons] > 0
         return passing if min_kurtosis is None else passing & (projections.kurtosis >= min_kurtosis)
 
     def __repr__(self) -> str:
@@ -172,14 +168,7 @@ def extract(model: Weights, config: Config, parts: Parts | None = None) -> Candi
         repeated,
         full,
     )
-    activations = Activations({}, {}, {}, {}, {}, {}, [], 0)
-    if isinstance(model, Model):
-        compute = lambda: corpus_activations(model, config, layers).arrays()
-        arrays = parts.map([("activations.safetensors", compute)], "Stage 1: activations", "pass")[
-            0
-        ]
-        activations = Activations.of_arrays(arrays)
-    candidates = Candidates(projections, activations, texts, masked.numpy())
+    candidates = Candidates(projections, texts, masked.numpy())
     from conceptvec.tools.selfcheck import projection_agreement
 
     candidates.agreement = {"projection": projection_agreement(model, candidates, config)}

@@ -23,6 +23,7 @@ from conceptvec.extraction.projection import Projector
 from conceptvec.extraction.stage import Candidates, Projections, null_directions
 from conceptvec.scoring import lexicon as lex
 from conceptvec.scoring.scorer import COHERENCE_WORDS, LABELS, Scorer
+from conceptvec.records import Candidate, candidate_of
 from conceptvec.text import html_table, listed, number, plain, words_of
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class Scored:
     candidates: Candidates
     concepts: ConceptSet = field(repr=False)
     seconds: float = 0.0
+
+    @property
+    def candidates_found(self) -> list[Candidate]:
+        """The concept candidates as records, best first."""
+        return [candidate_of(entry) for entry in self.entries]
 
     def __repr__(self) -> str:
         return f"Scored({len(self.entries)} concept candidates; {self.labels})"

@@ -15,7 +15,6 @@ from conceptvec.concepts import load_concepts
 from conceptvec.config import Config
 from conceptvec.model.checkpoint import Checkpoint, find
 from conceptvec.runfolder import differences, manifests
-from conceptvec.validation.rule import MAX_Q
 
 if TYPE_CHECKING:
     import torch
@@ -168,13 +167,12 @@ def preflight(config: Config) -> Plan:
     """
     # The user's own files come first: they are quick to read, and torch is not.
     concepts = load_concepts(config.concepts)
-    from conceptvec.extraction.activations import read_corpus
+    from conceptvec.effects.corpora import parse_corpus
     from conceptvec.model.device import choose_device, choose_dtype
     from conceptvec.tools.estimates import needs_of, shape_of, work_of
 
-    if config.stages != (1,):
-        for _ in read_corpus(config.corpus):
-            pass  # to the end: it may stop being text anywhere
+    if 3 in config.stages:
+        parse_corpus(config.corpus)
 
     # What would run, and where.
     checkpoint = find(config)
@@ -223,12 +221,6 @@ def _warnings(config: Config, needs: Needs, has: Has) -> list[str]:
         warnings.append(
             "memory may not do: a smaller --batch-size, --dtype bfloat16 or another --device "
             "needs less; a batch that does not fit is halved"
-        )
-    fewest = 1 / MAX_Q - 1
-    if 3 in config.stages and config.nulls < fewest:
-        warnings.append(
-            f"--nulls {config.nulls}: with fewer than {fewest:.0f} null neurons no p can reach "
-            f"{MAX_Q}, so nothing can be validated"
         )
     return warnings
 

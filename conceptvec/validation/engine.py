@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from conceptvec.errors import RequestError, RunError
-from conceptvec.extraction.activations import MAX_TOKENS, capturing
+from conceptvec.effects.passages import MAX_TOKENS
+from conceptvec.extraction.activations import capturing
 from conceptvec.model.memory import Batch
 from conceptvec.model.network import check_finite
 from conceptvec.validation.damage import Damage
