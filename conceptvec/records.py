@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Sign = Literal["+", "-"]
+SIGNS: tuple[Sign, Sign] = ("+", "-")
 
 
 @dataclass(frozen=True, order=True)

@@ -31,7 +31,7 @@ class TensorSource(Protocol):
 
     @property
     def config(self) -> Any:
-        """transformers' configuration of the text decoder."""
+        """Transformers' configuration of the text decoder."""
         ...
 
     def names(self) -> list[str]:
@@ -164,7 +164,7 @@ def load_weights(config: Config) -> Weights:
 
 
 def read_settings(folder: Path) -> tuple[Any, Any]:
-    """transformers' configuration and tokenizer of a model folder.
+    """Transformers' configuration and tokenizer of a model folder.
 
     Raises:
         RequestError: the files cannot be used.

@@ -170,13 +170,12 @@ def enough_text(evidence: Evidence, rule: Thresholds = RULE) -> Conditions:
 
 
 def worth_damaging(evidence: Evidence, rule: Thresholds = RULE) -> bool:
-    """Whether damage can still lead to `validated`: all that the scan alone decides holds."""
+    """Whether the verdict needs damage: what the scan decides before it holds."""
     first = [
         *enough_text(evidence, rule),
         ("fires", evidence.firing_ratio > rule.firing_ratio),
         ("used", evidence.used),
         ("words", evidence.carrying_words >= rule.carrying_words),
-        ("other concept", evidence.largest_other <= rule.other_concept),
     ]
     return all(holds for _, holds in first)
 
