@@ -1,7 +1,7 @@
 """Find concept vectors in Gemma 3 and prove by causal damage that they matter.
 
-The package is lazy: ``import conceptvec`` loads no torch. Data flows one way: configuration → model →
-extraction → scoring → validation → results → figures.
+The package is lazy: ``import conceptvec`` loads no torch. Data flows one way: configuration → model
+→ extraction → scoring → validation → results → figures.
 """
 
 from __future__ import annotations
@@ -23,9 +23,20 @@ if TYPE_CHECKING:  # for editors: what is loaded on first use
     from conceptvec.show.explorer import explore
 
 __all__ = [
-    "Config", "RequestError", "RunError", "explore", "extract", "load_model", "load_results", "open_run", "run",
-    "save_run", "score", "score_tokens", "validate",
-]  # fmt: skip
+    "Config",
+    "RequestError",
+    "RunError",
+    "explore",
+    "extract",
+    "load_model",
+    "load_results",
+    "open_run",
+    "run",
+    "save_run",
+    "score",
+    "score_tokens",
+    "validate",
+]
 _HOME = {
     "Config": "config",
     "RequestError": "errors",

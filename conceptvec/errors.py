@@ -1,4 +1,4 @@
-"""The two ways in which a request can end badly; the command line maps them to exit codes 2 and 1."""
+"""The two ways in which a request can end badly; their exit codes are 2 and 1."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def first_line(error: object, width: int = 200) -> str:
 
 
 class RequestError(_Plain, ValueError):
-    """The request itself is bad: the message says what was got, what was expected, what to do next."""
+    """The request is bad: the message says what was got, what was expected, what to do next."""
 
 
 class RunError(_Plain, RuntimeError):

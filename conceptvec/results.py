@@ -94,7 +94,7 @@ class Results(dict[str, Any]):
         return path
 
     def to_html(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file: summary, figures, a table to search, a card per vector."""
+        """Write one self-contained HTML file: summary, figures, a table, a card per vector."""
         from conceptvec.show.report import to_html
 
         return to_html(self, path)
@@ -153,7 +153,7 @@ def _complexity(
 
 
 def _validation_flops(model: Any, validation: Validation) -> int:
-    """Two operations a parameter: of a layer for every replayed token, of the unembedding for every answer."""
+    """Two operations per parameter: layers for replayed tokens, the unembedding for answers."""
     replayed, unembedded = validation.cost
     layer_parameters = sum(p.numel() for p in model.layers[0].parameters())
     rows = unembedded * model.hidden_size * model.vocab_size
@@ -161,7 +161,7 @@ def _validation_flops(model: Any, validation: Validation) -> int:
 
 
 def _resources(candidates: Candidates, device: str) -> dict[str, int]:
-    """Peak memory of process and device, and the readouts that the fast projection did not settle."""
+    """Peak memory, and the readouts that the fast projection did not settle."""
     import torch
 
     repeated, full = (sum(int(p.fallbacks[i]) for p in candidates.layers) for i in (0, 1))
@@ -176,7 +176,7 @@ def _resources(candidates: Candidates, device: str) -> dict[str, int]:
 
 
 def _scoring_part(scored: Scored | None, validation: Validation | None) -> dict[str, Any]:
-    """Stage 2's fields, `conceptvec.document.scoring.ScoringPart`; empty where it did not run."""
+    """Stage 2's fields, `document.scoring.ScoringPart`; empty where it did not run."""
     if scored is None:
         return {
             "candidate_distribution": {},

@@ -1,4 +1,4 @@
-"""Text for people: what may be shown of a vocabulary, numbers, and plain tables for terminals and notebook cells."""
+"""Text for people: what may be shown of a vocabulary, numbers, plain tables."""
 
 from __future__ import annotations
 

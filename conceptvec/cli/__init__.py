@@ -1,4 +1,4 @@
-"""The command line: ``conceptvec COMMAND``. Only results go to standard output, everything else to standard error."""
+"""The command line, ``conceptvec COMMAND``: results on standard output, the rest on the error's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DONE, FAILED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status (0 done, 1 failed, 2 bad request, 130 interrupted)."""
+    """Run the command line; returns the exit status, one of those above."""
     argv = list(sys.argv[1:] if argv is None else argv)
     _make_streams_safe()
     try:

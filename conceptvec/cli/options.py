@@ -1,6 +1,7 @@
 """Options of the command line: the fields of `Config`, and what a command adds to them.
 
-A field brings its own help, default and check; `Config` refuses a value that does not fit, so nothing is checked here.
+A field brings its own help, default and check; `Config` refuses a value that does not fit, so
+nothing is checked here.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def _kinds(name: str) -> tuple[type, ...]:
 
 
 def _value(name: str, text: str) -> Any:
-    """An option's text as its field's type; what does not fit stays text and is refused by `Config`."""
+    """An option's text as its field's type; what does not fit stays text for `Config` to refuse."""
     kinds = _kinds(name)
     number = next((kind for kind in (int, float) if kind in kinds), None)
     if number is None:

@@ -1,8 +1,8 @@
 """The results document: what it holds, stage by stage, and how a file of it is read and checked.
 
-`Document` is the one description. ``data/results.schema.json`` is generated from the classes here, their
-docstrings included, by ``scripts/make_schema.py``; a test keeps the two in agreement. Null means: not
-measured. What is a tuple here is a list in the file.
+`Document` is the one description. ``data/results.schema.json`` is generated from the classes here,
+their docstrings included, by ``scripts/make_schema.py``; a test keeps the two in agreement. Null
+means: not measured. What is a tuple here is a list in the file.
 """
 
 from __future__ import annotations

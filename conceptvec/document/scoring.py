@@ -29,7 +29,7 @@ class CandidateEntry(TypedDict):
 
 
 class OtherGroup(TypedDict):
-    """Coherent lists outside the concepts, gathered by likeness and named by their central tokens."""
+    """Coherent lists outside the concepts, gathered by likeness, named by their central tokens."""
 
     name: str
     ids: list[PoleId]

@@ -1,4 +1,4 @@
-"""The values that fields of the results document hold, with what a JSON Schema says of them beside their type."""
+"""The values of the results document's fields: types, and what a JSON Schema says besides."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The explorer: browse the tested vectors of a run in a notebook, and try one out where the model is loaded.
+"""The explorer: browse the tested vectors of a run in a notebook, and try one out.
 
-Needs ipywidgets (7.7 or later) and the results; no model. With a model the chosen vector is damaged or amplified in a
-real forward pass while the text is continued greedily (`show.trial`). `show.report` writes the static twin.
+Needs ipywidgets (7.7 or later) and the results; no model. With a model the chosen vector is damaged
+or amplified in a real forward pass while the text is continued greedily (`show.trial`).
+`show.report` writes the static twin.
 """
 
 from __future__ import annotations

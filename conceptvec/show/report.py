@@ -1,8 +1,8 @@
-"""The static twin of the explorer: one HTML file with summary, figures, table and cards, that loads nothing.
+"""The explorer's static twin: one HTML file of summary, figures, table and cards, loading nothing.
 
-Everything that comes from a vocabulary, a corpus or a concepts file is escaped text: in the markup by `html.escape`, in
-the embedded JSON by an escape for every ``<``; the page's script builds cards with text nodes alone, and its content
-security policy forbids every request.
+Everything that comes from a vocabulary, a corpus or a concepts file is escaped text: in the markup
+by `html.escape`, in the embedded JSON by an escape for every ``<``; the page's script builds cards
+with text nodes alone, and its content security policy forbids every request.
 """
 
 from __future__ import annotations

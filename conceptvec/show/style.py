@@ -1,7 +1,7 @@
-"""How figures look: colours, fonts and the frame that says which model and device the numbers come from.
+"""How figures look: colours, fonts, and the frame that says where the numbers come from.
 
-Colours are those of Okabe & Ito (2008), which colour-blind readers tell apart. Tokens come in every script: `drawable`
-writes what no font of this system can draw in a readable way.
+Colours are those of Okabe & Ito (2008), which colour-blind readers tell apart. Tokens come in every
+script: `drawable` writes what no font of this system can draw in a readable way.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _characters(font: str) -> frozenset[int]:
 
 
 def drawable(text: str, width: int = 26) -> str:
-    """Text as a figure can show it: no control characters, cut to `width`, readable names where no font exists."""
+    """Text as a figure can show it: printable, cut to `width`, names where no font exists."""
     text = printable(text).strip()
     missing = [ch for ch in text if not ch.isspace() and font_of(ch) is None]
     if missing:
@@ -101,7 +101,7 @@ def drawable(text: str, width: int = 26) -> str:
 
 
 def _name_of(characters: list[str]) -> str:
-    """A name for characters that no font has: that of the first symbol (an emoji), else script and number."""
+    """A name for characters that no font has: a symbol's own (an emoji), else script and number."""
     for character in characters:
         if unicodedata.category(character) == "So":
             return unicodedata.name(character, "unnamed").lower()

@@ -1,4 +1,4 @@
-"""A vector tried out in the explorer: the text goes on clean, and with the vector damaged or amplified."""
+"""A vector tried out: the text goes on clean, and with the vector damaged or amplified."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Benchmarks on random weights of the shape of Gemma 3 1B, made on the spot: nothing is downloaded.
 
-Compared variants take turns, and the medians are reported, with the relative spread between repetitions, since a busy
-machine shows nothing else.
+Compared variants take turns, and the medians are reported, with the relative spread between
+repetitions, since a busy machine shows nothing else.
 """
 
 from __future__ import annotations
@@ -64,20 +64,24 @@ def bench(device: str = "auto", vectors: int = 400, parts: Sequence[str] = PARTS
 
 @torch.inference_mode()
 def bench_projection(device: torch.device, vectors: int) -> dict[str, Any]:
-    """The projection of both poles against its bare matrix product, `topk` on whole readouts, and the naive loop.
+    """The projection of both poles against its bare matrix product, `topk`, and the naive loop.
 
     Returns:
-        seconds_gemm: the bare product in the preselection's precision, batch by batch: the fastest of the whole
-            vocabulary at once in either orientation, and chunk by chunk into memory that is used again.
+        seconds_gemm: the bare product in the preselection's precision, batch by batch: the fastest
+            of the whole vocabulary at once in either orientation, and chunk by chunk into memory
+            that is used again.
         seconds_ours: both poles and the moments of the same vectors.
-        seconds_naive: one vector at a time, unembedding times vector and a full sort (one pole), per vector.
+        seconds_naive: one vector at a time, unembedding times vector and a full sort (one pole),
+            per vector.
         seconds_topk: the float32 product with `torch.topk` for both poles on the whole readout.
-        ratio_to_gemm, speedup_over_naive: medians' ratios, the latter per readout, where one vector has two.
+        ratio_to_gemm, speedup_over_naive: medians' ratios, the latter per readout, where one vector
+            has two.
         spread: largest relative difference between a repetition and its median.
         peak_extra_bytes: memory beyond weights and directions.
         full_scale_seconds: extrapolated to all neurons of the model.
         compiled: whether the compiled kernels were used.
-        float32: where the preselection is in bfloat16, the same ratios for one in float32, in the same run.
+        float32: where the preselection is in bfloat16, the same ratios for one in float32, in the
+            same run.
         plain: where the kernels were used, the same ratios without them, in the same run.
     """
     torch.manual_seed(0)
@@ -164,7 +168,7 @@ def _variants(
 def _products(
     rows: torch.Tensor, directions: torch.Tensor, sizes: Iterable[int]
 ) -> dict[str, Variant]:
-    """The bare product of (V, H) rows with (n, H) directions in the rows' precision, in several arrangements."""
+    """The bare product of (V, H) rows with (n, H) directions, in several arrangements."""
     batches = directions.to(rows.dtype).split(BATCH)
 
     def whole(is_turned: bool) -> None:

@@ -1,4 +1,4 @@
-"""How long Stage 2 takes at the size of Gemma 3 1B: all poles of all layers over a synthetic vocabulary."""
+"""How long Stage 2 takes at the size of Gemma 3 1B, over a synthetic vocabulary."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 def bench_scoring(
     layers: int = LAYERS, vocabulary: int = VOCABULARY, hidden: int = HIDDEN
 ) -> dict[str, Any]:
-    """Score random lists, layer by layer as a run does, over the lexicon's words and random letters.
+    """Score random lists, layer by layer as a run does, of the lexicon's words and random letters.
 
     Returns:
-        seconds to tabulate the vocabulary, seconds to score the lists, lists per second, processor seconds of both
-        (what counts on a busy machine), the share of the random lists that reach the threshold, and the largest
-        resident size of this process in bytes.
+        seconds to tabulate the vocabulary, seconds to score the lists, lists per second, processor
+        seconds of both (what counts on a busy machine), the share of the random lists that reach
+        the threshold, and the largest resident size of this process in bytes.
     """
     rng = np.random.default_rng(0)
     concepts = load_concepts(None, with_prompts=False)
@@ -60,7 +60,7 @@ def bench_scoring(
 
 
 def _tokens(concepts: ConceptSet, vocabulary: int, rng: np.random.Generator) -> list[str]:
-    """The lexicon's words, then random ones; like Gemma's, each in about three ways: with a space, without, title."""
+    """The lexicon's words, then random ones, each in about three forms as in Gemma's vocabulary."""
     known = [
         f" {word}"
         for concept in concepts.concepts

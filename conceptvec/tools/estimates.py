@@ -1,7 +1,8 @@
 """What a run of given shapes will take: memory, disk and time.
 
-Memory and disk follow from the model's dimensions and what runs of these shapes were seen to take. Time follows from
-two matrix products of the run's own shapes, timed on the device; it is good within a factor of about three.
+Memory and disk follow from the model's dimensions and what runs of these shapes were seen to take.
+Time follows from two matrix products of the run's own shapes, timed on the device; it is good
+within a factor of about three.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def _kept(config: Config, work: Work) -> int:
 def _memory(
     config: Config, checkpoint: Checkpoint, shape: Shape, work: Work, dtype: torch.dtype
 ) -> int:
-    """Bytes for weights, copies of the unembedding, tables over the vocabulary, and the kept lists."""
+    """Bytes for weights, copies of the unembedding, tables over the vocabulary, kept lists."""
     itemsize = ITEMSIZE[str(dtype).removeprefix("torch.")]
     weights = checkpoint.parameters * itemsize + 4 * shape.unembedding
     if config.stages == (1,):  # read tensor by tensor, in the file's precision
@@ -165,8 +166,9 @@ def _disk(config: Config, shape: Shape, work: Work) -> int:
 def _seconds(
     config: Config, shape: Shape, work: Work, on: torch.device, dtype: torch.dtype
 ) -> tuple[float, float]:
-    """Low and high estimate of the run's seconds: floating-point operations over speeds timed here."""
-    # Stage 1: one product of the neurons with the unembedding, in the precision of the preselection.
+    """Low and high estimate of the run's seconds: operations over speeds that are timed here."""
+    # Stage 1: one product of the neurons with the unembedding, in the precision of the
+    # preselection.
     precision = preselection(on) if shape.unembedding >= LARGE else torch.float32
     columns = min(shape.vocab_size, 2**14)
     rows = min(config.batch_size, 200)

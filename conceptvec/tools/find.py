@@ -1,13 +1,16 @@
 """Which value vectors promote given words: a search over all neurons of all layers, both poles.
 
-A word stands for every token that is one of its forms: any case, with or without the space before it, light stemming
-(`lexicon.lemma`). For each neuron and form t the readout is taken against the neuron's own distribution over the
-vocabulary, ``y_t = (z_t − mean z) / std z`` with ``mean z = d · mean(E)`` and ``var z = dᵀ Cov(E) d``, which needs no
-readout. A word has its best form's y, a neuron's **strength** is the mean over the words, and its **standing** is that
-strength against the strengths of its own layer and pole (in standard deviations), since late layers have sharper
-readouts than early ones. The best are projected in full for their top tokens and their forms' exact ranks.
+A word stands for every token that is one of its forms: any case, with or without the space before
+it, light stemming (`lexicon.lemma`). For each neuron and form t the readout is taken against the
+neuron's own distribution over the vocabulary, ``y_t = (z_t − mean z) / std z`` with ``mean z = d ·
+mean(E)`` and ``var z = dᵀ Cov(E) d``, which needs no readout. A word has its best form's y, a
+neuron's **strength** is the mean over the words, and its **standing** is that strength against the
+strengths of its own layer and pole (in standard deviations), since late layers have sharper
+readouts than early ones. The best are projected in full for their top tokens and their forms' exact
+ranks.
 
-From a finished run only the kept lists are searched: a word that is not in a neuron's list counts as 0.
+From a finished run only the kept lists are searched: a word that is not in a neuron's list counts
+as 0.
 """
 
 from __future__ import annotations
@@ -70,7 +73,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A model's tokens as the search needs them: how to read out, their texts, and the words' forms."""
+    """A model's tokens as the search needs them: readout, texts, and the words' forms."""
 
     projector: Projector
     texts: list[str]
@@ -249,7 +252,7 @@ def _listed(arrays: Arrays, name: str, direction: int, targets: list[int]) -> np
 def _described(
     matches: list[Match], model: Weights, vocabulary: Vocabulary, fold: str
 ) -> list[dict[str, Any]]:
-    """The matches with their top tokens, and every word's best form with its rank among all shown tokens."""
+    """The matches with their top tokens, and every word's best form with its rank."""
     if not matches:
         return []
     projector, texts = vocabulary.projector, vocabulary.texts

@@ -159,11 +159,11 @@ class Plan:
 
 
 def preflight(config: Config) -> Plan:
-    """Look at model, device, memory, disk, network and run folder; nothing is downloaded, loaded or written.
+    """Look at model, device, memory, disk and run folder; nothing is downloaded, loaded or written.
 
     Raises:
-        RequestError: there is no such model, no access to it, its files cannot be used, or a file that the
-            configuration names is bad.
+        RequestError: there is no such model, no access to it, its files cannot be used, or a file
+            that the configuration names is bad.
     """
     # The user's own files come first: they are quick to read, and torch is not.
     concepts = load_concepts(config.concepts)

@@ -1,7 +1,7 @@
 """Figures of a run, each drawn from the results document alone.
 
-A figure is called with the results and returns a matplotlib Figure that shows itself in a notebook. What was not
-measured is not drawn: the figure then says so, and `measured` leaves it out.
+A figure is called with the results and returns a matplotlib Figure that shows itself in a notebook.
+What was not measured is not drawn: the figure then says so, and `measured` leaves it out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def measured(results: Mapping[str, Any]) -> list[str]:
 
 
 def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write every measured figure as PNG; what an earlier run measured and this one did not goes."""
+    """Write every measured figure as PNG, and remove what an earlier run measured besides."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in FIGURES:
         (folder / f"{name}.png").unlink(missing_ok=True)

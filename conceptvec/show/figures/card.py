@@ -1,4 +1,4 @@
-"""One tested vector on a card: what it promotes and suppresses, its damage, the contexts that excite it most."""
+"""One tested vector on a card: its tokens, its damage, the contexts that excite it most."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PANEL = {"loc": "left", "fontsize": 10}
 
 @drawing(was_tested, "No candidate was tested, so there is nothing to draw.", shows_tokens=True)
 def vector_card(results: Mapping[str, Any], vector: str | None = None) -> Figure:
-    """One tested vector: promoted and suppressed tokens, its damage, the contexts that excite it most.
+    """One tested vector: its tokens on both poles, its damage, the contexts that excite it most.
 
     Args:
         results: the results.

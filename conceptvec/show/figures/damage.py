@@ -31,7 +31,7 @@ LAYER, NEURON, TESTED_AS, CONCEPT_DROP, UNRELATED_DROP = range(5)  # of a null n
     "No candidate was measured, so there is nothing to draw.",
 )
 def drops(results: Mapping[str, Any]) -> Figure:
-    """Concept drop against unrelated drop of every tested pole, verdict by marker; null neurons as a cloud."""
+    """Concept drop against unrelated drop of every tested pole, with null neurons as a cloud."""
     entries = [e for e in results["validation_results"] if e["concept_drop"] is not None]
     nulls = results["null_calibration"].get("points", [])
     figure, (axes,) = frame(
@@ -125,7 +125,7 @@ def _large_and_specific(axes: Axes, reach: float, lowest: float) -> None:
     "No vector was validated, so there is nothing to draw.",
 )
 def dose_response(results: Mapping[str, Any]) -> Figure:
-    """Drops of the validated vectors under noise of growing norm: each vector thin, their mean bold."""
+    """Drops of the validated vectors under noise of growing norm: vectors thin, their mean bold."""
     entries = results["validation_results"]
     curves = [e["dose_response"] for e in entries if e.get("dose_response")]
     title = "Dose-response of the validated vectors"

@@ -1,4 +1,4 @@
-"""What makes a function a figure: the style, the fonts that its words need, and a word where nothing was measured."""
+"""What makes a function a figure: style, fonts for its words, a sentence for nothing measured."""
 
 from __future__ import annotations
 
