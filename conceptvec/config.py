@@ -59,7 +59,8 @@ class Config:
         None, "a .json or .txt file, or birds=robin,eagle (default: the built-in twelve)"
     )
     corpus: str = _option(
-        "self", "running text: self (the model writes it), FILE.txt, FILE.jsonl:COLUMN or hf:OWNER/NAME"
+        "self",
+        "running text: self (the model writes it), FILE.txt, FILE.jsonl:COLUMN or hf:OWNER/NAME",
     )
     corpus_tokens: int | None = _option(None, "tokens of it that are used (default by model)")
     damage: tuple[str, ...] = _option(
@@ -130,7 +131,9 @@ class Config:
             or set(self.damage) - set(DAMAGES)
         ):
             raise _bad(
-                "damage", ",".join(self.damage), "one or more of zero, rotate, mean, noise, each once"
+                "damage",
+                ",".join(self.damage),
+                "one or more of zero, rotate, mean, noise, each once",
             )
         if self.stages not in ((1,), (1, 2), ALL_STAGES):
             raise _bad("stages", ",".join(map(str, self.stages)), "1, 1,2 or 1,2,3")

@@ -16,6 +16,7 @@ from conceptvec.tools.preflight import preflight
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
+    from conceptvec.model.weights import Weights
     from conceptvec.scoring.stage import Scored
 
 logger = logging.getLogger(__name__)
@@ -46,16 +47,17 @@ def run(config: Config) -> Results:
     from conceptvec.scoring.stage import score
 
     start = time.perf_counter()
-    streamed = config.stages == (1,)  # the projection needs no forward pass
-    model = load_weights(config) if streamed else load_model(config)
-    if config.chat_template and 3 in config.stages:
-        model.encode("", chat=True)  # refused before anything is written
+    # Stages 1 and 2 need no forward pass, so they read the weights alone.
+    network = load_model(config) if 3 in config.stages else None
+    model = network or load_weights(config)
+    if network is not None and config.chat_template:
+        network.encode("", chat=True)  # refused before anything is written
     parts = open_run(model, config)
     load = round(time.perf_counter() - start, 3)
     candidates = extract(model, config, parts)
     scored = score(candidates, model, config) if 2 in config.stages else None
-    if scored is not None and 3 in config.stages:
-        results = validate(scored, model, config, parts)
+    if scored is not None and network is not None:
+        results = validate(scored, network, config, parts)
     else:
         results = Results.build(model, config, candidates, scored)
     parts.finish()
@@ -98,7 +100,7 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
     return Results.build(model, config, scored.candidates, scored, scan, validation)
 
 
-def open_run(model: Model, config: Config) -> RunFolder:
+def open_run(model: Weights, config: Config) -> RunFolder:
     """The run folder of a configuration: what is finished there is used again, what comes is kept.
 
     Raises:
@@ -109,7 +111,7 @@ def open_run(model: Model, config: Config) -> RunFolder:
     return RunFolder(folder, config, model.facts(), processes())
 
 
-def save_run(results: Results, model: Model, config: Config, parts: RunFolder) -> Path:
+def save_run(results: Results, model: Weights, config: Config, parts: RunFolder) -> Path:
     """Write results, validated vectors and figures into the run folder (the first of several processes does).
 
     Returns:
@@ -131,7 +133,7 @@ def results_path(folder: Path, device: str) -> Path:
     return folder / f"concept_vector_results_{device}.json"
 
 
-def export_vectors(model: Model, config: Config, results: Results, path: Path) -> None:
+def export_vectors(model: Weights, config: Config, results: Results, path: Path) -> None:
     """Write the validated vectors, sign of the pole applied, and their readout directions (n, H) as safetensors."""
     import json
 

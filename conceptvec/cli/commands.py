@@ -77,13 +77,14 @@ def prompts(arguments: argparse.Namespace) -> Answer:
     """``conceptvec prompts``."""
     from conceptvec.concepts import load_concepts
     from conceptvec.model.network import load_model
-    from conceptvec.validation.measure import PromptTable, knowledge_table
+    from conceptvec.validation.transfer import PromptTable, knowledge, knowledge_table
 
     config = config_of(arguments)
     by_concept = load_concepts(config.concepts).prompts()
     model = load_model(config)
-    knowledge = PromptTable.build(model, config, by_concept).knowledge(by_concept)
-    answer = {"model": model.facts(), "concepts": knowledge}
+    table = PromptTable.build(model, by_concept, config.batch_size, config.chat_template)
+    known = knowledge(table, by_concept) if table else {}
+    answer = {"model": model.facts(), "concepts": known}
     return Answer(answer, lambda: knowledge_table(answer))
 
 
@@ -210,11 +211,9 @@ COMMANDS = (
             "batch_size",
             "concepts",
             "corpus",
+            "corpus_tokens",
             "damage",
-            "noise_ratio",
             "noise_sigma",
-            "draws",
-            "nulls",
             "chat_template",
             "seed",
             "out",

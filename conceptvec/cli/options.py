@@ -20,14 +20,13 @@ MODEL = ("model", "revision", "device", "dtype")
 GROUPS = {
     "which model, and where it runs": MODEL,
     "how much of it": ("layers", "max_vectors", "stages"),
-    "Stage 1, extraction": ("batch_size", "top_k", "fold", "min_kurtosis", "corpus"),
+    "Stage 1, extraction": ("batch_size", "top_k", "fold", "min_kurtosis"),
     "Stage 2, scoring": ("concepts", "score_threshold"),
     "Stage 3, validation": (
+        "corpus",
+        "corpus_tokens",
         "damage",
-        "noise_ratio",
         "noise_sigma",
-        "draws",
-        "nulls",
         "chat_template",
     ),
     "the run itself": ("seed", "out", "overwrite"),

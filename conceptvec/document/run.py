@@ -89,7 +89,7 @@ class RunPart(TypedDict):
         agreement: by what was compared: projection, damage.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     created: str
     conceptvec_version: str
     configuration: Configuration

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import numpy as np
-
 from conceptvec.effects.coverage import Coverage
 from conceptvec.effects.passages import LEAD_IN, Passages, cut, joined, start_of_text
 from conceptvec.effects.target_words import TargetWords, occurrences
@@ -133,7 +131,9 @@ def column_text(record: Mapping[str, Any], column: str, place: str) -> str:
         RequestError: there is no such column, or it holds no text.
     """
     if column not in record:
-        raise RequestError(f"{place}: no column {column!r}; there are {', '.join(record) or 'none'}")
+        raise RequestError(
+            f"{place}: no column {column!r}; there are {', '.join(record) or 'none'}"
+        )
     value = record[column]
     if value is not None and not isinstance(value, str):
         kind = type(value).__name__
@@ -279,9 +279,7 @@ def _topped_up(
     return joined(parts, renumber=False)
 
 
-def _batches(
-    model: Model, documents: Iterable[str], continues: np.ndarray
-) -> Iterator[Passages]:
+def _batches(model: Model, documents: Iterable[str], continues: np.ndarray) -> Iterator[Passages]:
     """The passages of some documents at a time; a document's number is its place in the text."""
     start = start_of_text(model.tokenizer)
     scored_from = max(len(start), 1) + LEAD_IN

@@ -18,7 +18,27 @@ from conceptvec.effects.target_words import TargetWords, occurrences
 logger = logging.getLogger(__name__)
 
 WORDS = 30
+GPU_TOKENS, MOST_TOKENS, FEWEST_TOKENS = 250_000, 120_000, 20_000
+SMALL_MODEL, SMALL_TOKENS = 1e7, 40_000  # operations a token; a toy needs no more
+CPU_OPERATIONS = 3e13
 DOCUMENTS = 100
+
+
+def default_tokens(device: str, operations: float) -> int:
+    """How many tokens a run reads where nothing is said.
+
+    Args:
+        device: its type.
+        operations: floating-point operations of the decoder on one token.
+
+    On a processor as many as two cores write and scan in some ten minutes; fewer where that leaves
+    too little text, and no more than a stable count of what is used needs.
+    """
+    if device != "cpu":
+        return GPU_TOKENS
+    if operations < SMALL_MODEL:
+        return SMALL_TOKENS
+    return int(min(max(CPU_OPERATIONS / operations, FEWEST_TOKENS), MOST_TOKENS))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from conceptvec.effects import activity, rows, sums
 from conceptvec.effects.activity import Activity
 from conceptvec.effects.contrast import contrast_of, with_contrast
 from conceptvec.effects.corpora import parse_corpus, read_passages
-from conceptvec.effects.coverage import Coverage
+from conceptvec.effects.coverage import Coverage, default_tokens
 from conceptvec.effects.gradients import Gradients
 from conceptvec.effects.moved import Moved, draw_moved, draws_for
 from conceptvec.effects.openings import first_round, second_round
@@ -91,7 +91,7 @@ def running_text(model: Model, config: Config, concepts: ConceptSet, parts: Part
     mentions = np.array([_mention(lexicon, piece) for piece in pieces], np.int16)
     own = tuple(words.concepts.index(name) for name in concepts.names)
 
-    tokens = config.corpus_tokens or default_tokens(model)
+    tokens = config.corpus_tokens or default_tokens(model.device.type, _operations(model))
     source = parse_corpus(config.corpus)
     if source is None:
         passages = _written(model, config, wanted, words, tokens, parts)
@@ -103,12 +103,9 @@ def running_text(model: Model, config: Config, concepts: ConceptSet, parts: Part
     return RunningText(passages, words, mentions, own, tuple(pieces))
 
 
-def default_tokens(model: Model) -> int:
-    """Tokens of running text: what two cores scan in some ten minutes, more on a GPU."""
-    if model.device.type != "cpu":
-        return 250_000
-    operations = 2 * sum(p.numel() for p in model.decoder.parameters())
-    return int(np.clip(3e13 / operations, 20_000, 120_000))
+def _operations(model: Model) -> float:
+    """Floating-point operations of the decoder's layers on one token."""
+    return 2.0 * sum(p.numel() for p in model.layers.parameters())
 
 
 def _mention(lexicon: Lexicon, piece: str) -> int:

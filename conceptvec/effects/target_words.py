@@ -33,7 +33,9 @@ from conceptvec.scoring.words import normalise
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 ROMAN = re.compile(r"[IVX]{2,}")
 BROKEN = "\ufffd"  # stands for bytes that are no whole character
-SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+SPACELESS = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+)
 OPENING = frozenset("\"'*#>|•—–“”‘’«‹„([{¿¡（「『《【")
 WITHIN_NUMBERS = frozenset(".,:/-–⁄")
 

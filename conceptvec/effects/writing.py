@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 LENGTH = 40  # tokens that are written after the longest opening of a part
 BLOCK = 512  # tokens whose probabilities are summed before one of them is drawn
-ROWS_IN_CACHE = 4  # rows of logits that are worked on at a time on a CPU, so that they stay in its cache
+ROWS_IN_CACHE = (
+    4  # rows of logits that are worked on at a time on a CPU, so that they stay in its cache
+)
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,7 @@ def ending_tokens(model: Model) -> list[int]:
     return sorted(end for end in special if end < model.vocab_size)
 
 
-def write(
-    model: Model, part: WrittenPart, continues: np.ndarray, length: int = LENGTH
-) -> Passages:
+def write(model: Model, part: WrittenPart, continues: np.ndarray, length: int = LENGTH) -> Passages:
     """Write one part; each opening gives one passage and is one document.
 
     Args:

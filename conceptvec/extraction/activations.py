@@ -71,9 +71,7 @@ def check_mlp_sums(model: Model, layers: Sequence[int], ids: torch.Tensor) -> No
     def check_of(layer: int) -> Callable[..., None]:
         return lambda _, __, output: check(layer, output)
 
-    handles = [
-        model.layers[layer].mlp.register_forward_hook(check_of(layer)) for layer in layers
-    ]
+    handles = [model.layers[layer].mlp.register_forward_hook(check_of(layer)) for layer in layers]
     try:
         with capturing(model, layers, lambda layer, a: last.__setitem__(layer, a[:, -1])):
             model.decoder(input_ids=ids, use_cache=False)

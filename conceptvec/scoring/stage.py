@@ -21,13 +21,13 @@ from conceptvec.concepts import ConceptSet, load_concepts
 from conceptvec.config import Config
 from conceptvec.extraction.projection import Projector
 from conceptvec.extraction.stage import Candidates, Projections, null_directions
+from conceptvec.records import Candidate, candidate_of
 from conceptvec.scoring import lexicon as lex
 from conceptvec.scoring.scorer import COHERENCE_WORDS, LABELS, Scorer
-from conceptvec.records import Candidate, candidate_of
 from conceptvec.text import html_table, listed, number, plain, words_of
 
 if TYPE_CHECKING:
-    from conceptvec.model.network import Model
+    from conceptvec.model.weights import Weights
 
 NULL_DIRECTIONS = 200  # per layer; each gives two lists
 SAME_GROUP = 0.5  # cosine of two lists' mean embeddings from which they are one group of `other`
@@ -82,7 +82,7 @@ class Scored:
         )
 
 
-def score(candidates: Candidates, model: Model, config: Config) -> Scored:
+def score(candidates: Candidates, model: Weights, config: Config) -> Scored:
     """Stage 2 over everything that passes the filter.
 
     Args:
@@ -149,7 +149,7 @@ def _histogram(scores: np.ndarray) -> np.ndarray:
 
 
 def _null_lists(
-    model: Model, projector: Projector, layer: int, config: Config
+    model: Weights, projector: Projector, layer: int, config: Config
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both poles of the layer's null directions: (2·n, k) token ids, and their readouts' kurtosis."""
     directions = null_directions(model, layer, config.fold, NULL_DIRECTIONS, config.seed)

@@ -82,8 +82,8 @@ def _verdict_lines(entry: Entry) -> list[str]:
         f"<b>{entry['id']}</b> · {_safe(entry['concept'])} · <b>{verdict}</b>{failed}",
         f"score {number(entry['score'], 2)}, "
         f"selectivity {number(entry['selectivity'])} [{low}, {high}] nats, "
-        f"q {number(entry['q_value'])}, n = {entry['n_concept_prompts']} concept, "
-        f"{entry['n_unrelated_prompts']} unrelated prompts",
+        f"q {number(entry['q_value'])}, n = {entry['n_concept_positions']} own, "
+        f"{entry['n_unrelated_positions']} matched positions",
     ]
 
 
@@ -95,7 +95,7 @@ def _tokens_line(title: str, tokens: Sequence[tuple[str, float]]) -> str:
 def _activation_lines(activation: Mapping[str, Any]) -> list[str]:
     rate = f"{activation['firing_rate']:.1%}"
     strongest = [f"{value:+.2f} {_safe(context)}" for context, value in activation["contexts"]]
-    return [f"fires on {rate} of the corpus; strongest activations", *strongest]
+    return [f"fires at {rate} of the text; strongest activations", *strongest]
 
 
 def explore(run: Mapping[str, Any] | str | Path, model: Model | None = None) -> Any:

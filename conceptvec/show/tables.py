@@ -21,7 +21,7 @@ HEADERS = (
     "q",
     "tokens",
 )
-UNIT = "Drops are in nats per answer token under the primary damage."
+UNIT = "Drops are in nats under the primary damage; – where the verdict needed no damage."
 
 
 def summary(document: Mapping[str, Any]) -> str:
@@ -62,21 +62,22 @@ def _verdicts(document: Mapping[str, Any]) -> str:
     )
 
 
+CONTROLS = {
+    "null": "null neurons",
+    "wrong_concept": "candidates under a wrong concept",
+    "moved": "vectors moved to other neurons",
+}
+
+
 def _nulls(document: Mapping[str, Any]) -> list[str]:
-    """What the null neurons gave, and whether there were enough of them."""
-    nulls, lines = document["null_calibration"], []
-    if nulls.get("tested"):
-        lines.append(
-            f"nulls: {nulls['false_validations']} of {nulls['tested']} null neurons pass "
-            "the tests of the primary damage"
-        )
-    if document["pipeline_stats"]["validated_vectors"] < nulls.get("fewest_hits", 0):
-        lines.append(
-            f"resolution: with {nulls['null_neurons']} null neurons, fewer than "
-            f"{nulls['fewest_hits']} hits among these tested poles cannot reach q ≤ 0.05; "
-            "more --nulls can"
-        )
-    return lines
+    """What the controls gave."""
+    calibration = document["null_calibration"]
+    phrases = []
+    for kind, name in CONTROLS.items():
+        control = calibration if kind == "null" else calibration.get(kind, {})
+        if control.get("n"):
+            phrases.append(f"{control['false_validations']} of {control['n']} {name}")
+    return [f"controls validated: {', '.join(phrases)}"] if phrases else []
 
 
 def result_rows(document: Mapping[str, Any], limit: int | None = ROWS) -> list[list[str]]:

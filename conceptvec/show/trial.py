@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from conceptvec.errors import RequestError
 from conceptvec.text import html_table, printable
-from conceptvec.validation.damage import Damage, continuation, damages
+from conceptvec.validation.damage import Damage, Damager, continuation
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 CONTINUED, LIKELIEST = 20, 5  # tokens
 AMPLIFY = "amplify it"
-KINDS = {"remove it": "zero", "noise of twice its norm": "noise", "its mean activation": "mean"}
+KINDS = {
+    "remove it": "zero",
+    "a random vector in its place": "rotate",
+    "its mean activation": "mean",
+    "noise of twice its norm": "noise",
+}
 CHANGES = (*KINDS, AMPLIFY)
-NOISE_RATIO = 2.0
 
 
 def changes(
@@ -28,8 +32,9 @@ def changes(
     layer, neuron = entry["layer"], entry["neuron"]
     if change == AMPLIFY:
         return [Damage(neuron, times - 1.0, 0.0, model.value_vectors(layer)[neuron].float())]
+    vector = model.value_vectors(layer)[neuron].float()
     mean = entry["activation"]["mean"]
-    return damages(model, layer, neuron, KINDS[change], mean, 1, NOISE_RATIO, None, seed)
+    return Damager(seed)(KINDS[change], vector, (layer, neuron), mean)[:1]
 
 
 def controls(widgets: Any, model: Model, browser: Browser, seed: int) -> list[Any]:
@@ -83,7 +88,9 @@ def continuation_row(
     model: Model, text: str, layer: int, title: str, damage: list[Damage]
 ) -> list[str]:
     """One row of the table: the title, the greedy continuation, the likeliest next tokens."""
-    words, chances = continuation(model, text, {layer: damage}, CONTINUED)
+    if not text.strip():
+        raise RequestError("the text to continue is empty; type its beginning")
+    words, chances = continuation(model, model.encode(text), {layer: damage}, CONTINUED)
     likeliest = [
         f"{model.tokenizer.decode([int(token)]).strip()} {float(chances[token]):.1%}"
         for token in chances.topk(LIKELIEST).indices

@@ -14,6 +14,8 @@ import torch
 from transformers import AutoConfig
 
 from conceptvec.config import Config, parse_layers
+from conceptvec.effects.coverage import default_tokens
+from conceptvec.effects.stage import PASSAGES_A_PART
 from conceptvec.errors import RequestError
 from conceptvec.extraction.projection import LARGE, preselection
 from conceptvec.model.checkpoint import ITEMSIZE, Checkpoint
@@ -21,9 +23,13 @@ from conceptvec.model.checkpoint import ITEMSIZE, Checkpoint
 BASE_MEMORY = 700 * 2**20  # Python and torch themselves
 TABLES = 2048  # bytes per token of the vocabulary
 KEPT_PER_NEURON, KEPT_PER_TOKEN = 32, 16  # bytes of a layer file
-STATISTICS = 80  # bytes of activation statistics per neuron of a layer
 RESULTS = 2_000_000  # bytes of results, figures and vectors
-PROMPT_TOKENS, CORPUS_TOKENS = 12, 40_000  # of a prompt with its answer, of the built-in corpus
+WRITING, SCANNING = 1.6, 3.5  # of the matrix products of the text, seen on Gemma 3 270M
+SUMS = 20  # bytes of the scan per word and neuron
+WORDS = 800  # distinct words of twelve concepts in a text
+PASSAGE_TOKENS = 40
+CANDIDATES, USED = 0.02, 0.3  # candidates per neuron, and the share of them that is damaged
+DAMAGED_ROWS = 150 * 4  # texts times passes through the model, per damaged vector
 OVERHEAD = 1.5  # attention, norms and selection beside the matrix products
 LOW, HIGH = 0.5, 3.0  # the estimate's range
 TIMED_SECONDS = 0.05
@@ -59,8 +65,7 @@ class Work:
     layers: int
     per_layer: int
     neurons: int
-    null_neurons: int
-    prompts: int
+    text_tokens: int
     projection_flops: int
 
 
@@ -99,13 +104,13 @@ def shape_of(checkpoint: Checkpoint) -> Shape:
     return shape
 
 
-def work_of(config: Config, shape: Shape, prompts: int) -> Work:
+def work_of(config: Config, shape: Shape, device: str) -> Work:
     """How much a configuration does on a model of this shape.
 
     Args:
-        config: stages, layers, max_vectors, nulls.
+        config: stages, layers, max_vectors, corpus_tokens.
         shape: the model's.
-        prompts: of all concepts.
+        device: its type.
     """
     layers = len(parse_layers(config.layers, shape.layers))
     per_layer = min(config.max_vectors or shape.intermediate_size, shape.intermediate_size)
@@ -115,8 +120,7 @@ def work_of(config: Config, shape: Shape, prompts: int) -> Work:
         layers=layers,
         per_layer=per_layer,
         neurons=neurons,
-        null_neurons=min(config.nulls, layers * shape.intermediate_size),
-        prompts=prompts,
+        text_tokens=_text_tokens(config, shape, device) if 3 in config.stages else 0,
         projection_flops=2 * shape.unembedding * neurons,
     )
 
@@ -157,10 +161,16 @@ def _memory(
     return weights + TABLES * shape.vocab_size + _kept(config, work)
 
 
+def _text_tokens(config: Config, shape: Shape, device: str) -> int:
+    return config.corpus_tokens or default_tokens(device, shape.operations_per_token)
+
+
 def _disk(config: Config, shape: Shape, work: Work) -> int:
-    statistics = work.layers * shape.intermediate_size * STATISTICS
-    drops = 2 * work.null_neurons * work.prompts * 8 + RESULTS if 3 in config.stages else 0
-    return _kept(config, work) + statistics + drops
+    if 3 not in config.stages:
+        return _kept(config, work)
+    parts = work.text_tokens / PASSAGE_TOKENS / PASSAGES_A_PART
+    sums = SUMS * WORDS / 2 * work.layers * shape.intermediate_size * max(parts, 1)
+    return _kept(config, work) + int(sums) + RESULTS
 
 
 def _seconds(
@@ -175,23 +185,16 @@ def _seconds(
     readout_speed = _speed((columns, shape.hidden_size, rows), on, precision)
     total = 2.0 * work.neurons * shape.unembedding / readout_speed
 
-    # The corpus and the clean prompts, then the damaged ones, which replay half of the layers.
-    if config.stages != (1,):
-        tokens = min(config.batch_size * PROMPT_TOKENS, 2400)
-        forward_speed = _speed((tokens, shape.hidden_size, shape.intermediate_size), on, dtype)
-        clean = CORPUS_TOKENS + 3 * PROMPT_TOKENS * work.prompts
-        operations = shape.operations_per_token * clean
-        if 3 in config.stages:
-            operations += _damaged_prompts(config, work) * (
-                PROMPT_TOKENS * shape.operations_per_token / 2 + 2.0 * shape.unembedding
-            )
-        total += operations / forward_speed
+    # Stage 3: the text is written, scanned, and passed once more; what is used is damaged.
+    if 3 in config.stages:
+        forward_speed = _speed((1024, shape.hidden_size, shape.intermediate_size), on, dtype)
+        per_token, logits = shape.operations_per_token, 2.0 * shape.unembedding
+        is_written = config.corpus == "self"
+        per_text_token = WRITING * (per_token + logits) * is_written + (SCANNING + 1) * per_token
+        vectors = work.neurons * CANDIDATES * USED
+        damaged = vectors * DAMAGED_ROWS * (PASSAGE_TOKENS / 2 * per_token + logits)
+        total += (work.text_tokens * per_text_token + damaged) / forward_speed
     return round(total * OVERHEAD * LOW, 1), round(total * OVERHEAD * HIGH, 1)
-
-
-def _damaged_prompts(config: Config, work: Work) -> int:
-    draws = config.draws if config.damage[0] == "noise" else 1
-    return work.null_neurons * work.prompts * draws
 
 
 def _speed(product: tuple[int, int, int], on: torch.device, dtype: torch.dtype) -> float:

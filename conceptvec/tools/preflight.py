@@ -128,7 +128,7 @@ class Plan:
 
     def _work_line(self) -> str:
         work = self.work
-        damaged = f"; {work.null_neurons} null neurons and the candidates are damaged"
+        damaged = f"; {work.text_tokens:,} tokens of text, and damage of what is used"
         return (
             f"stages {', '.join(map(str, work.stages))}: {work.layers} layers × "
             f"{work.per_layer:,} neurons, both poles "
@@ -166,7 +166,7 @@ def preflight(config: Config) -> Plan:
             that the configuration names is bad.
     """
     # The user's own files come first: they are quick to read, and torch is not.
-    concepts = load_concepts(config.concepts)
+    load_concepts(config.concepts)
     from conceptvec.effects.corpora import parse_corpus
     from conceptvec.model.device import choose_device, choose_dtype
     from conceptvec.tools.estimates import needs_of, shape_of, work_of
@@ -179,7 +179,7 @@ def preflight(config: Config) -> Plan:
     device = choose_device(config.device)
     dtype, why = choose_dtype(config.dtype, device)
     shape = shape_of(checkpoint)
-    work = work_of(config, shape, sum(map(len, concepts.prompts().values())))
+    work = work_of(config, shape, device.type)
 
     # What that takes, what is there, and whether the one fits into the other.
     folder = config.folder(device.type)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from conceptvec.errors import RequestError, RunError
 from conceptvec.effects.passages import MAX_TOKENS
+from conceptvec.errors import RequestError, RunError
 from conceptvec.extraction.activations import capturing
 from conceptvec.model.memory import Batch
 from conceptvec.model.network import check_finite

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from conceptvec import text
 from conceptvec.concepts import Prompt
 from conceptvec.runfolder import Arrays
 from conceptvec.streams import rng
-from conceptvec.text import plain
+from conceptvec.text import DASH, number, plain, printable
 from conceptvec.validation.damage import Damage
 from conceptvec.validation.engine import Answers, Engine, split_answer
 from conceptvec.validation.measure import Setting, Subject, damages
@@ -122,3 +123,55 @@ def transfer_entry(arrays: Arrays) -> dict[str, float | int | None] | None:
         "n": len(arrays["own"]),
         "neutral_kl": mean(arrays["divergence"]),
     }
+
+
+def knowledge(table: PromptTable, prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, Any]:
+    """How well the model knows every answer, and which prompts are left out: concept → facts."""
+    clean = table.clean
+    facts = {}
+    for name, members in table.members.items():
+        answers = [
+            {
+                "prompt": prompt.prompt,
+                "answer": prompt.answer,
+                "log_p": plain(clean.log_p[index]),
+                "rank": int(clean.better[index]) + 1,
+                "known": index in table.groups[name],
+            }
+            for prompt, index in zip(prompts[name], members, strict=True)
+        ]
+        at = list(members)
+        facts[name] = {
+            "prompts": len(at),
+            "known": len(table.groups[name]),
+            "median_log_p": plain(np.median(clean.log_p[at])) if at else None,
+            "median_rank": plain(np.median(clean.better[at]) + 1) if at else None,
+            "answers": answers,
+        }
+    return facts
+
+
+def knowledge_table(document: Mapping[str, Any]) -> str:
+    """The same as text, with the prompts that are left out."""
+    body, left_out = [], []
+    for name, group in document["concepts"].items():
+        rank = group["median_rank"]
+        body.append(
+            [
+                printable(name),
+                group["prompts"],
+                group["known"],
+                number(group["median_log_p"], 2),
+                DASH if rank is None else f"{rank:,.0f}",
+            ]
+        )
+        for answer in group["answers"]:
+            if not answer["known"]:
+                sentence = printable(answer["prompt"] + answer["answer"])
+                left_out.append(f"  {sentence}  (rank {answer['rank']:,})")
+    headers = ("concept", "prompts", "known", "median log p", "median rank")
+    rule = (
+        "log p in nats per answer token. Left out, because an answer token is not among the "
+        f"{KNOWN_BELOW:,} likeliest: {len(left_out)}"
+    )
+    return "\n".join([text.table(body, headers), "", rule, *left_out])

@@ -12,7 +12,7 @@ from typing import Any
 
 from conceptvec.show.figures.card import vector_card
 from conceptvec.show.figures.counts import concept_distribution, funnel, layer_by_concept
-from conceptvec.show.figures.damage import dose_response, drops
+from conceptvec.show.figures.damage import drops
 from conceptvec.show.figures.drawing import Drawing
 from conceptvec.show.figures.power import calibration as calibration
 from conceptvec.show.figures.scores import score_distribution
@@ -23,7 +23,6 @@ _ALL = (
     concept_distribution,
     layer_by_concept,
     drops,
-    dose_response,
     vector_card,
 )
 FIGURES: dict[str, Drawing] = {drawing.name: drawing for drawing in _ALL}

@@ -77,7 +77,7 @@ def _damage(axes: Axes, damage: Mapping[str, Mapping[str, float | None]]) -> Non
     axes.axhline(0, color=INK, lw=0.8)
     axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
     axes.set_xticks(range(len(damage)), list(damage))
-    axes.set_ylabel("drop (nats per answer token)")
+    axes.set_ylabel("drop (nats)")
     axes.legend(fontsize=8)
 
 
@@ -87,9 +87,9 @@ def _facts(axes: Axes, entry: Mapping[str, Any]) -> None:
     low, high = (number(limit, 2) for limit in entry["ci95"])
     lines = [
         f"selectivity {number(entry['selectivity'])} [{low}, {high}] nats, "
-        f"q {number(entry['q_value'])}, n = {entry['n_concept_prompts']} concept and "
-        f"{entry['n_unrelated_prompts']} unrelated prompts",
-        f"fires on {activation['firing_rate']:.1%} of the corpus, "
+        f"q {number(entry['q_value'])}, n = {entry['n_concept_positions']} own and "
+        f"{entry['n_unrelated_positions']} matched positions",
+        f"fires at {activation['firing_rate']:.1%} of the text, "
         f"largest |a| {activation['max_abs']:.3g}; strongest activations a:",
     ]
     for text, value in activation["contexts"][:CONTEXTS]:

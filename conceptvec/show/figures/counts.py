@@ -19,7 +19,7 @@ STEPS = {
     "total_candidates": ("neurons examined", PALE),
     "filtered_candidates": ("neurons past the filter", PALE),
     "concept_candidates": ("concept candidates (poles)", BLUE),
-    "tested_vectors": ("poles damaged", BLUE),
+    "tested_vectors": ("poles tested", BLUE),
     "validated_vectors": ("validated poles", GREEN),
 }
 MANY_LAYERS = 14  # with more of them a cell has room for one number
@@ -31,14 +31,12 @@ def funnel(results: Mapping[str, Any]) -> Figure:
     stats, nulls = results["pipeline_stats"], results["null_calibration"]
     steps = [(*STEPS[key], stats[key]) for key in STEPS if stats[key] is not None]
     names, colors, counts = zip(*steps, strict=True)
-    passed = (
-        "null neurons that pass the tests of the primary damage: {false_validations} of {tested}"
-    )
+    passed = "null neurons that pass the same tests: {false_validations} of {n}"
     figure, (axes,) = frame(
         results,
         "From neurons to validated concept vectors",
         height=0.42 * len(steps) + 1.5,
-        note=passed.format(**nulls) if nulls.get("tested") else "",
+        note=passed.format(**nulls) if nulls.get("n") else "",
     )
     axes.barh(range(len(steps)), counts, color=colors, height=0.66)
     for row, count in enumerate(counts):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from conceptvec.show.figures.drawing import note, style_for
 from conceptvec.show.style import BLUE, GREEN, INK, ORANGE, PALE, RED, frame
-from conceptvec.validation.rule import MAX_Q
+from conceptvec.validation.rule import RULE
 
 LOOKS = {"random": (BLUE, "-"), "firing": (ORANGE, "--"), "permuted": (RED, "-.")}
 
@@ -40,7 +40,7 @@ def _power(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     for row, rate in zip(rows, rates[0], strict=True):
         text = f"{row['validated']} of {row['vectors']}"
         note(axes, text, (row["effect"], rate), (6, 16 if rate < 0.1 else -11))
-    axes.axhline(MAX_Q, color=INK, ls=":", lw=0.8)
+    axes.axhline(RULE.q, color=INK, ls=":", lw=0.8)
     axes.set_xlabel("worth of a planted vector (nats)")
     axes.set_ylabel("planted vectors validated (share)")
     axes.set_ylim(-0.05, 1.05)
