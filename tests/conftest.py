@@ -17,8 +17,15 @@ import torch
 import transformers
 
 from conceptvec import Config
-from conceptvec.model.network import FAMILIES, Model
+from conceptvec.model.checkpoint import FAMILIES
+from conceptvec.model.network import Model
 
+# The families that this version of transformers knows; 4.50 has no Qwen 3.
+KNOWN = [
+    family
+    for family in FAMILIES
+    if family in transformers.models.auto.configuration_auto.CONFIG_MAPPING
+]
 WORDS = [f"w{i}" for i in range(200)]
 ANIMALS = [
     "dog",
@@ -172,6 +179,15 @@ def concepts_document() -> dict[str, Any]:
             {"prompt": f"w{i} w{i + 3}", "answer": f" w{i + 7}"} for i in range(60)
         ],
     }
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Config:
+    """A configuration with two concepts in the tiny tokenizer's words and two lines of text."""
+    concepts, corpus = tmp_path / "concepts.json", tmp_path / "corpus.txt"
+    concepts.write_text(json.dumps(concepts_document()))
+    corpus.write_text("w1 w2 w3 dog w4\nw5 w6 red w7")
+    return Config(device="cpu", top_k=10, concepts=str(concepts), corpus=str(corpus))
 
 
 @pytest.fixture(scope="session")

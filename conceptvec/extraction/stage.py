@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from conceptvec.concepts import ConceptSet, load_concepts
 from conceptvec.config import Config, parse_layers
 from conceptvec.extraction.agreement import projection_agreement
 from conceptvec.extraction.poles import Projections, make_projector, project_neurons, sample_neurons
 from conceptvec.extraction.poles import null_directions as null_directions
 from conceptvec.extraction.projection import Projector
+from conceptvec.model.network import Model
 from conceptvec.model.weights import Weights
 from conceptvec.records import SIGNS, Pole
-from conceptvec.runfolder import Parts, Task
+from conceptvec.runfolder import Arrays, Parts, Task
 from conceptvec.text import html_table, words_of
 
 logger = logging.getLogger(__name__)
@@ -54,9 +57,11 @@ class Candidates:
         return sum(len(layer.neurons) for layer in self.layers)
 
     def passing(self, projections: Projections, min_kurtosis: float | None) -> np.ndarray:
-        """The stated filter, bool (n,): the neuron fires (if that was measured), and its readout is no flatter."""
+        """The stated filter, bool (n,): the vector is not zero, its readout no flatter than asked."""
         passing = projections.norms > 0
-        return passing
+        if min_kurtosis is None:
+            return passing
+        return passing & (projections.kurtosis >= min_kurtosis)
 
     def __repr__(self) -> str:
         return (

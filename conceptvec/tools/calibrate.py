@@ -27,7 +27,7 @@ import numpy as np
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
-from conceptvec.extraction.activations import corpus_activations
+from conceptvec.extraction.stage import measure_activations
 from conceptvec.runfolder import Arrays, Parts
 from conceptvec.text import plain
 from conceptvec.text import table as text_table
@@ -78,7 +78,7 @@ def calibrate(
         RequestError: no concept has enough prompts that the model knows.
     """
     layers = parse_layers(config.layers, model.n_layers)
-    activations = corpus_activations(model, config, layers)
+    activations = measure_activations(model, config, layers)
     table = PromptTable.build(model, config, load_concepts(config.concepts).prompts())
     names = [
         n for n in table.concepts

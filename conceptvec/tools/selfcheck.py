@@ -1,186 +1,365 @@
-"""Whether a device computes correctly: its results against the CPU in float64.
+"""``conceptvec selfcheck``: whether a device computes correctly, against the CPU.
 
-Devices have returned wrong products without an error. `selfcheck` tries the operations of a run on the shapes that have
-failed in the wild, and the stages on the model at hand against `model.reference`, as every run does with a sample.
+Devices have returned wrong products without an error. Here the operations of a run are tried on the
+shapes that have failed in the wild, then the stages themselves on the model at hand. Every run
+compares a sample of its own rows besides (`extraction.agreement`, `validation.agreement`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config
+from conceptvec.effects import activity, rows
+from conceptvec.effects.gradients import Gradients
+from conceptvec.effects.moved import draw_moved
 from conceptvec.extraction.agreement import READOUT, readout_difference
 from conceptvec.extraction.poles import make_projector
 from conceptvec.extraction.projection import REDUCED, Projector
 from conceptvec.extraction.stage import project_layer
-from conceptvec.text import plain
+from conceptvec.model.device import environment
+from conceptvec.model.network import Model, load_model
+from conceptvec.text import plain, printable, table
 from conceptvec.validation.agreement import NATS, damage_agreement
-
-if TYPE_CHECKING:
-    from conceptvec.model.network import Model
+from conceptvec.validation.engine import split_answer
 
 GEMMA_VOCABULARY = 262_144
+WIDTH, MLP = 1152, 6912  # of Gemma 3 1B
+SINGLE = 2e-5  # allowed difference of float32 operations, relative to the largest value
+HALF = 2e-2  # the same of bfloat16
+GRADIENTS = {torch.float32: 1e-3, torch.bfloat16: 0.2}  # of effects, relative to the largest
+FIRST_NORMALS = (-1.1258398, -1.1523602, -0.2505786)  # what seed 0 gives on every machine
+GRADIENT_TEXTS, GRADIENT_TOKENS = 4, 12
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing to try.
+
+    Attributes:
+        name: what it is.
+        shapes: on what.
+        allowed: the largest difference from the CPU.
+        measure: gives the difference.
+    """
+
+    name: str
+    shapes: str
+    allowed: float
+    measure: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check gave; `problem` is the error of an operation that refused to work."""
+
+    check: str
+    shapes: str
+    largest_difference: float | None
+    allowed: float
+    ok: bool
+    problem: str | None
 
 
 def selfcheck(config: Config) -> dict[str, Any]:
     """Try the operations of a run on the configured device.
 
     Returns:
-        ``device``, ``dtype``, ``why``, ``ok`` and ``checks``: each with name, shapes, the largest difference from the
-        CPU, what is allowed, and whether it passed.
+        ``device``, ``dtype``, ``why``, ``ok`` and ``checks``: each with name, shapes, the largest
+        difference from the CPU, what is allowed, and whether it passed.
     """
-    from conceptvec.model.device import environment
-    from conceptvec.model.network import load_model
-
     model = load_model(config)
-    operations = _operations(model.device, model.dtype, max(REDUCED, model.intermediate_size))
-    checks = [_try(*check) for check in [*operations, *_stages(model, config)]]
+    checks = [*operations(model), *stages(model, config)]
+    outcomes = [outcome_of(check) for check in checks]
     return {
-        "ok": all(c["ok"] for c in checks), "device": str(model.device), "model": model.name,
-        "dtype": str(model.dtype).removeprefix("torch."), "why": model.why, "checks": checks,
+        "ok": all(outcome.ok for outcome in outcomes),
+        "device": str(model.device),
+        "model": model.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "why": model.why,
+        "checks": [asdict(outcome) for outcome in outcomes],
         "environment": environment(str(model.device)),
-    }  # fmt: skip
+    }
 
 
-Check = tuple[str, str, float, Callable[[], float]]
-
-
-def _try(name: str, shapes: str, allowed: float, measure: Callable[[], float]) -> dict[str, Any]:
+def outcome_of(check: Check) -> Outcome:
+    """Try one check; an operation may also refuse to work."""
+    problem = None
     try:
-        difference, problem = measure(), None
-    except (
-        RuntimeError,
-        TypeError,
-    ) as error:  # includes RunError: an operation may also refuse to work
+        difference = check.measure()
+    except (RuntimeError, TypeError) as error:  # includes RunError
         difference, problem = float("nan"), " ".join(str(error).split())[:300]
-    return {"check": name, "shapes": shapes, "largest_difference": plain(difference), "allowed": allowed,
-            "ok": bool(difference <= allowed), "problem": problem}  # fmt: skip
+    return Outcome(
+        check.name,
+        check.shapes,
+        plain(difference),
+        check.allowed,
+        bool(difference <= check.allowed),
+        problem,
+    )
 
 
-def _operations(device: torch.device, dtype: torch.dtype, longest: int) -> list[Check]:
-    """Single operations on shapes that have gone wrong somewhere; differences are relative to the largest value."""
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-    def against(run: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> float:
-        exact = run(*(x.double() for x in inputs))
-        return _relative(run(*(x.to(device) for x in inputs)).cpu().double(), exact)
-
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
-        weights = (q @ k.transpose(2, 3) / 4).masked_fill(~seen, torch.finfo(q.dtype).min)
-        return weights.softmax(-1) @ v
-
-    def selection() -> float:
-        z = draw(3, GEMMA_VOCABULARY)
-        there = z.to(device)
-        found, expected = there.topk(64, 1), z.topk(64, 1)
-        tiles = there.view(3, -1, 256).amax(2).cpu()
-        same = torch.equal(found.indices.cpu(), expected.indices) and torch.equal(
-            tiles, z.view(3, -1, 256).amax(2)
+def checks_table(answer: dict[str, Any]) -> str:
+    """The answer as text."""
+    body = []
+    for check in answer["checks"]:
+        difference = check["largest_difference"]
+        body.append(
+            [
+                check["check"],
+                check["shapes"],
+                "–" if difference is None else f"{difference:.1e}",
+                f"{check['allowed']:.0e}",
+                "ok" if check["ok"] else f"WRONG {printable(check['problem'] or '')}",
+            ]
         )
-        return (
-            0.0
-            if same and torch.equal(there.gather(1, found.indices).cpu(), expected.values)
-            else 1.0
-        )
+    verdict = "computes correctly"
+    if not answer["ok"]:
+        verdict = "computes WRONGLY: use --device cpu, or another version of torch"
+    headers = ("check", "shapes", "difference", "allowed", "")
+    closing = f"{answer['device']} in {answer['dtype']} ({answer['why']}) {verdict}"
+    return f"{table(body, headers)}\n\n{closing}"
 
-    def random_numbers() -> float:
-        drawn = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
-        known = torch.tensor(
-            [-1.1258398, -1.1523602, -0.2505786]
-        )  # what seed 0 gives on every machine
-        moved = float((drawn.to(device).cpu() - drawn).abs().max())
-        return max(
-            moved, 0.0 if torch.equal(drawn[:3], known) else float((drawn[:3] - known).abs().max())
-        )
 
-    def wide() -> float:
-        rows, x = draw(GEMMA_VOCABULARY, 64), draw(4, 64)
-        projector = Projector(rows.to(device), torch.zeros(GEMMA_VOCABULARY, dtype=torch.bool), 50)
-        top, values = (t.cpu() for t in projector(x.to(device))[:2])
-        exact = x.double() @ rows.double().T
-        return max(
-            _relative(values, exact.topk(50, 1).values),
-            _relative(values, exact.gather(1, top.long())),
-        )
+# ---- single operations, on shapes that have gone wrong somewhere ----
 
-    def statistics() -> float:
-        a, gathers = draw(5, 33, 300), [_Gather(300, torch.device("cpu")), _Gather(300, device)]
-        for gather in gathers:
-            gather.add(a.to(gather.largest.device), list(range(5)))
-        pairs = zip(*(gather.result() for gather in gathers), strict=True)
-        return max(float(np.abs(x - y).max()) for x, y in pairs)
 
-    linear, attend = torch.nn.functional.linear, lambda *qkv: against(attention, *qkv)
-    gelu = lambda x: torch.nn.functional.gelu(x, approximate="tanh")
-    some = 2e-5
-    half = 2e-2 if dtype == torch.bfloat16 else some
-    left, right = draw(1152, 200), draw(1152, 4096)
-    many, vectors = draw(16, 64, 1152), draw(16, 1152, 1)
-    state, weight = draw(64, 1152).to(dtype), draw(6912, 1152).to(dtype)
-    values = torch.linspace(-1000, 1000, 200_001).to(dtype)
+def operations(model: Model) -> list[Check]:
+    """The operations of a run; differences are relative to the largest value."""
+    device, dtype = model.device, model.dtype
+    half = HALF if dtype == torch.bfloat16 else SINGLE
+    longest = max(REDUCED, model.intermediate_size)
+    left, right = _normal(WIDTH, 200), _normal(WIDTH, 4096)
+    long_left, long_right = _normal(64, longest), _normal(longest, 64)
+    many, vectors = _normal(16, 64, WIDTH), _normal(16, WIDTH, 1)
+    state, weight = _normal(64, WIDTH).to(dtype), _normal(MLP, WIDTH).to(dtype)
+    queries = _normal(3, 3, 4, 33, 16).to(dtype)
+    line = torch.linspace(-1000, 1000, 200_001).to(dtype)
+
+    def against(run: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], float]:
+        return lambda: _difference(run, inputs, device)
+
     return [
-        ("matrix product", "(200, 1152) @ (1152, 4096)", some, lambda: against(torch.mm, left.T.contiguous(), right)),
-        ("transposed operand", "(1152, 200)ᵀ @ (1152, 4096)", some, lambda: against(lambda a, b: a.T @ b, left, right)),
-        ("longest reduction of a run", f"(64, {longest}) @ ({longest}, 64)", 1e-4,
-         lambda: against(torch.mm, draw(64, longest), draw(longest, 64))),
-        ("batched product", "(16, 64, 1152) @ (16, 1152, 1)", some, lambda: against(torch.bmm, many, vectors)),
-        ("layer in the model's precision", "(64, 1152) to 6912", half, lambda: against(linear, state, weight)),
-        ("masked attention", "(3, 4, 33, 16)", half, lambda: attend(*draw(3, 3, 4, 33, 16).to(dtype))),
-        ("GELU of large values", "(200001,) from -1000 to 1000", half, lambda: against(gelu, values)),
-        ("selection over the vocabulary", f"(3, {GEMMA_VOCABULARY})", 0.0, selection),
-        ("activation statistics", "(5, 33, 300)", 1e-5, statistics),
-        ("random numbers", "(100000,)", 1e-5, random_numbers),
-        ("projection at Gemma's width", f"(4, 64) onto {GEMMA_VOCABULARY} tokens", READOUT, wide),
-    ]  # fmt: skip
+        Check(
+            "matrix product",
+            f"(200, {WIDTH}) @ ({WIDTH}, 4096)",
+            SINGLE,
+            against(torch.mm, left.T.contiguous(), right),
+        ),
+        Check(
+            "transposed operand",
+            f"({WIDTH}, 200)ᵀ @ ({WIDTH}, 4096)",
+            SINGLE,
+            against(lambda a, b: a.T @ b, left, right),
+        ),
+        Check(
+            "longest reduction of a run",
+            f"(64, {longest}) @ ({longest}, 64)",
+            1e-4,
+            against(torch.mm, long_left, long_right),
+        ),
+        Check(
+            "batched product",
+            f"(16, 64, {WIDTH}) @ (16, {WIDTH}, 1)",
+            SINGLE,
+            against(torch.bmm, many, vectors),
+        ),
+        Check(
+            "layer in the model's precision",
+            f"(64, {WIDTH}) to {MLP}",
+            half,
+            against(torch.nn.functional.linear, state, weight),
+        ),
+        Check("masked attention", "(3, 4, 33, 16)", half, against(_attention, *queries)),
+        Check("GELU of large values", "(200001,) from -1000 to 1000", half, against(_gelu, line)),
+        Check(
+            "selection over the vocabulary",
+            f"(3, {GEMMA_VOCABULARY})",
+            0.0,
+            lambda: _selection(device),
+        ),
+        Check("activation statistics", "(5, 33, 300)", 1e-5, lambda: _statistics(device)),
+        Check("random numbers", "(100000,)", 1e-5, lambda: _random_numbers(device)),
+        Check(
+            "projection at Gemma's width",
+            f"(4, 64) onto {GEMMA_VOCABULARY} tokens",
+            READOUT,
+            lambda: _wide_projection(device),
+        ),
+    ]
 
 
-def _relative(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return float((found.double() - exact).abs().max() / exact.abs().max())
+def _normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def _stages(model: Model, config: Config) -> list[Check]:
-    """The stages themselves on the model at hand."""
+def _relative(measured: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((measured.double() - exact).abs().max() / exact.abs().max())
+
+
+def _difference(
+    run: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...], device: torch.device
+) -> float:
+    """An operation on the device against the same in float64 on the CPU."""
+    exact = run(*(x.double() for x in inputs))
+    return _relative(run(*(x.to(device) for x in inputs)).cpu(), exact)
+
+
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
+    scores = (q @ k.transpose(2, 3) / 4).masked_fill(~seen, torch.finfo(q.dtype).min)
+    return scores.softmax(-1) @ v
+
+
+def _gelu(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+def _selection(device: torch.device) -> float:
+    z = _normal(3, GEMMA_VOCABULARY)
+    moved = z.to(device)
+    best, expected = moved.topk(64, 1), z.topk(64, 1)
+    extremes = moved.view(3, -1, 256).amax(2).cpu()
+    same = [
+        torch.equal(best.indices.cpu(), expected.indices),
+        torch.equal(extremes, z.view(3, -1, 256).amax(2)),
+        torch.equal(moved.gather(1, best.indices).cpu(), expected.values),
+    ]
+    return 0.0 if all(same) else 1.0
+
+
+def _random_numbers(device: torch.device) -> float:
+    drawn = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    moved = float((drawn.to(device).cpu() - drawn).abs().max())
+    return max(moved, float((drawn[:3] - torch.tensor(FIRST_NORMALS)).abs().max()))
+
+
+def _wide_projection(device: torch.device) -> float:
+    unembedding, directions = _normal(GEMMA_VOCABULARY, 64), _normal(4, 64)
+    nothing = torch.zeros(GEMMA_VOCABULARY, dtype=torch.bool)
+    top, values = (
+        x.cpu() for x in Projector(unembedding.to(device), nothing, 50)(directions.to(device))[:2]
+    )
+    exact = directions.double() @ unembedding.double().T
+    return max(
+        _relative(values, exact.topk(50, 1).values),
+        _relative(values, exact.gather(1, top.long())),
+    )
+
+
+def _statistics(device: torch.device) -> float:
+    a, lengths = _normal(5, 33, 300), torch.full((5,), 33)
+    both = [
+        activity.of_batch([0], [a.to(on)], lengths.to(on), np.arange(5))
+        for on in (torch.device("cpu"), device)
+    ]
+    pairs = [
+        (getattr(both[0], name), getattr(both[1], name)) for name in ("total", "largest", "reached")
+    ]
+    return max(float(np.abs(x - y).max()) / max(float(np.abs(x).max()), 1) for x, y in pairs)
+
+
+# ---- the stages, on the model at hand ----
+
+
+def stages(model: Model, config: Config) -> list[Check]:
+    """The stages themselves."""
     layers = sorted({0, model.n_layers // 2, model.n_layers - 1})
-
-    def projection() -> float:
-        projector, _, masked = make_projector(model, config.top_k)
-        small = Config(
-            max_vectors=config.batch_size,
-            batch_size=config.batch_size,
-            fold=config.fold,
-            seed=config.seed,
-        )
-        rows = [
-            (p, i)
-            for p in (project_layer(model, projector, n, small) for n in layers)
-            for i in (0, -1)
-        ]
-        return readout_difference(model, rows, np.flatnonzero(~masked.numpy()), config.fold)
-
-    def damage() -> float:
-        groups = load_concepts(config.concepts).prompts().values()
-        prompts = [prompt for group in groups for prompt in group]
-        return damage_agreement(model, config, layers, prompts)["largest_difference"]
-
     return [
-        (
+        Check(
             "projection of value vectors",
             f"{model.hidden_size} → {model.vocab_size}, both poles",
             READOUT,
-            projection,
+            lambda: _projection(model, config, layers),
         ),
-        (
+        Check(
             "clean and damaged forward pass",
             f"layers {', '.join(map(str, layers))}; nats",
             NATS[model.dtype],
-            damage,
+            lambda: _damage(model, config, layers),
+        ),
+        Check(
+            "gradients of log-probabilities",
+            f"{GRADIENT_TEXTS} texts, all {model.n_layers} layers",
+            GRADIENTS[model.dtype],
+            lambda: gradient_difference(model, config.seed),
         ),
     ]
+
+
+def _projection(model: Model, config: Config, layers: list[int]) -> float:
+    projector, _, masked = make_projector(model, config.top_k)
+    small = Config(
+        max_vectors=config.batch_size,
+        batch_size=config.batch_size,
+        fold=config.fold,
+        seed=config.seed,
+    )
+    projections = [project_layer(model, projector, layer, small) for layer in layers]
+    ends = [(of_layer, row) for of_layer in projections for row in (0, -1)]
+    return readout_difference(model, ends, np.flatnonzero(~masked.numpy()), config.fold)
+
+
+def _damage(model: Model, config: Config, layers: list[int]) -> float:
+    groups = load_concepts(config.concepts).prompts().values()
+    texts = [split_answer(model, prompt) for group in groups for prompt in group]
+    agreement = damage_agreement(model, texts, layers, config.seed, config.batch_size)
+    return agreement["largest_difference"]
+
+
+def gradient_difference(model: Model, seed: int) -> float:
+    """First-order effects by the scan's backward pass against differences of real passes.
+
+    Both come from the device's forward pass. The scan's Σ a·g of a neuron must be what a small
+    scaling of its activation changes, to first order.
+    """
+    stream = np.random.default_rng(seed)
+    ids = stream.integers(10, model.vocab_size, (GRADIENT_TEXTS, GRADIENT_TOKENS))
+    ids[:, 0] = model.bos_id if model.bos_id is not None else ids[:, 0]
+    last = np.full(GRADIENT_TEXTS, GRADIENT_TOKENS - 1)
+    numbers = np.arange(GRADIENT_TEXTS)
+    word_concept = np.zeros(GRADIENT_TEXTS, np.int32)
+    targets = rows.targets_of(numbers, last, numbers, word_concept, seed)
+    nothing = draw_moved([], 0, model.intermediate_size, set(), seed)
+    everything = torch.zeros(model.vocab_size, dtype=torch.bool)
+    gradients = Gradients(model, range(model.n_layers), everything, nothing)
+    effects, _ = gradients.part([row for row in ids], numbers, targets)  # noqa: C416
+    if not len(effects.words):
+        return 0.0
+    zero = effects.zero.sum(1)[:, 0]  # (L, I), both poles, of the first word that is known
+    text = ids[int(effects.words[0])]
+    return max(
+        _scaling_difference(model, text, layer, zero[layer])
+        for layer in (0, model.n_layers // 2, model.n_layers - 1)
+    )
+
+
+@torch.inference_mode()
+def _scaling_difference(model: Model, text: np.ndarray, layer: int, zero: np.ndarray) -> float:
+    """The effect of the layer's strongest neuron against a central difference of its scalings."""
+    neuron, step = int(np.abs(zero).argmax()), 1e-2
+    row = torch.tensor(text[None], device=model.device)
+    log_p = []
+    for factor in (1 + step, 1 - step):
+
+        def scale(
+            _: Any, args: tuple[torch.Tensor, ...], factor: float = factor
+        ) -> tuple[torch.Tensor, ...]:
+            a = args[0].clone()
+            a[:, 1:, neuron] *= factor
+            return (a, *args[1:])
+
+        handle = model.layers[layer].mlp.down_proj.register_forward_pre_hook(scale)
+        try:
+            logits = model.hf(input_ids=row, use_cache=False).logits[0, -2].float()
+        finally:
+            handle.remove()
+        log_p.append(float(logits.log_softmax(0)[row[0, -1]]))
+    difference = (log_p[0] - log_p[1]) / (2 * step)
+    return abs(difference - float(zero[neuron])) / max(float(np.abs(zero).max()), 1e-3)
