@@ -15,7 +15,6 @@ Each null is pooled, over poles and draws, and p is the larger of the two. Nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
