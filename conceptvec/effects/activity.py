@@ -1,8 +1,9 @@
 """Activation statistics from the forward passes of the scan, in parts that can be added.
 
-The first token of a passage is left out (its activations are an outlier of every model). A neuron **fires** where |a|
-is at least an eighth of its largest |a| rounded down to a power of two. A batch therefore counts how often |a| reaches
-its own largest power of two and the three below it; smaller ones can never be the level of the whole text.
+The first token of a passage is left out (its activations are an outlier of every model). A neuron
+**fires** where |a| is at least an eighth of its largest |a| rounded down to a power of two. A batch
+therefore counts how often |a| reaches its own largest power of two and the three below it; smaller
+ones can never be the level of the whole text.
 """
 
 from __future__ import annotations
@@ -138,54 +139,52 @@ def of_batch(
     Args:
         layers: the layers' numbers in the model.
         activations: of every layer (B, T, I), padded on the right.
-        lengths: (B,) tokens of each passage.
-        passages: (B,) numbers of the passages.
+        lengths: tokens of each passage (B,).
+        passages: numbers of the passages (B,).
     """
-    T = activations[0].shape[1]
-    padding = torch.arange(1, T, device=lengths.device) >= lengths[:, None]  # (B, T - 1)
-    columns = [_layer(a[:, 1:], padding, passages) for a in activations]
+    n_positions = int((lengths - 1).sum())
+    if not n_positions:
+        return nothing(layers, activations[0].shape[2])
+    position = torch.arange(1, activations[0].shape[1], device=lengths.device)
+    padding = (position >= lengths[:, None])[..., None]  # (B, T - 1, 1)
+    columns = []
+    for a in activations:
+        a = a[:, 1:].float().masked_fill(padding, 0.0)  # a zero changes none of the sums
+        columns.append((*_totals(a), *_largest(a), *_contexts(a, passages)))
     stacked = [np.stack(column) for column in zip(*columns, strict=True)]
-    return Activity(tuple(layers), int((lengths - 1).clamp(min=0).sum()), *stacked)
+    return Activity(tuple(layers), n_positions, *stacked)
 
 
-def _layer(a: torch.Tensor, padding: torch.Tensor, passages: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One layer's part of the fields of `Activity`, in their order."""
-    a = a.float().masked_fill(padding[..., None], 0.0)
-    I = a.shape[2]
-    if a.shape[1] == 0:
-        one = nothing([0], I)
-        return tuple(getattr(one, name)[0] for name in SUMS)
-    flat = a.flatten(0, 1)  # (N, I)
-    positive_part = flat.clamp(min=0).sum(0)
-    total = torch.stack([positive_part, flat.sum(0) - positive_part])
+def _totals(a: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the poles' parts (2, I) and positions with a positive activation (I,)."""
+    flat = a.flatten(0, 1)
+    upper = flat.clamp(min=0).sum(0)
+    lower = flat.clamp(max=0).sum(0)
     positive = (flat > 0).sum(0)
+    return torch.stack([upper, lower]).cpu().double().numpy(), positive.cpu().numpy()
 
-    # The strongest position of every passage, then the strongest passages.
-    size = a.abs()
-    strength, position = size.max(1)  # (B, I)
+
+def _largest(a: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The largest |a| (I,), and how often its power of two and the three below are reached (4, I)."""
+    size = a.abs().flatten(0, 1)
+    largest = size.amax(0)
+    top = torch.from_numpy(exponent(largest.cpu().numpy())).float()
+    level = torch.exp2(top).to(a.device)
+    reached = [(size >= level * 0.5**k).sum(0) for k in range(1 + FIRES_BELOW_MAX)]
+    return largest.cpu().numpy(), torch.stack(reached).cpu().numpy()
+
+
+def _contexts(a: torch.Tensor, passages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The strongest position of the strongest passages: values (I, CONTEXTS) and places (…, 2)."""
+    strength, position = a.abs().max(1)  # (B, I)
     signed = a.gather(1, position[:, None])[:, 0]
     kept = min(CONTEXTS, len(a))
     best = strength.argsort(dim=0, descending=True, stable=True)[:kept]
-    values = signed.gather(0, best)
-    where = position.gather(0, best) + 1
 
-    # How often |a| reaches the power of two of its largest, and the three below.
-    largest = strength.amax(0)
-    top = torch.from_numpy(exponent(largest.cpu().numpy()))
-    level = torch.exp2(top.float()).to(a.device)
-    flat_size = size.flatten(0, 1)
-    reached = [(flat_size >= level * 0.5**k).sum(0) for k in range(1 + FIRES_BELOW_MAX)]
-
-    context_values = np.zeros((I, CONTEXTS), np.float32)
-    context_at = np.full((I, CONTEXTS, 2), -1, np.int32)
-    context_values[:, :kept] = values.T.cpu().numpy()
-    context_at[:, :kept, 0] = passages[best.T.cpu().numpy()]
-    context_at[:, :kept, 1] = where.T.cpu().numpy()
-    return (
-        total.double().cpu().numpy() if a.device.type != "mps" else total.cpu().double().numpy(),
-        positive.cpu().numpy(),
-        largest.cpu().numpy(),
-        torch.stack(reached).cpu().numpy(),
-        context_values,
-        context_at,
-    )
+    n_neurons = a.shape[2]
+    values = np.zeros((n_neurons, CONTEXTS), np.float32)
+    places = np.full((n_neurons, CONTEXTS, 2), -1, np.int32)
+    values[:, :kept] = signed.gather(0, best).T.cpu().numpy()
+    places[:, :kept, 0] = passages[best.T.cpu().numpy()]
+    places[:, :kept, 1] = position.gather(0, best).T.cpu().numpy() + 1
+    return values, places

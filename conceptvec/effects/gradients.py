@@ -1,14 +1,15 @@
 """The pass: one forward pass of a passage, and a backward pass for each of its rows.
 
-A row is a target word of one concept in one passage. With a the input of ``down_proj`` and g the gradient of log p(word)
-with respect to it, removing a pole costs the word about Σ_{t>0} a^± · g nats (attribution patching: Nanda 2023), for
-every neuron of the model at once.
+A row is a target word of one concept in one passage. With a the input of ``down_proj`` and g the
+gradient of log p(word) with respect to it, removing a pole costs the word about Σ_{t>0} a^± · g nats
+(attribution patching: Nanda 2023), for every neuron of the model at once.
 
-The rows of a passage share its forward pass. In slot s every passage of a batch contributes its s-th row, so a batch
-takes as many backward passes as its passages have rows, and passages with equally many are batched together. Only
-gradients of activations are computed: no parameter asks for one, and the graph begins at the lowest ``down_proj``.
+The rows of a passage share its forward pass. In slot s every passage of a batch contributes its s-th
+row, so a batch takes as many backward passes as its passages have rows, and passages with equally
+many are batched together. Only gradients of activations are computed: no parameter asks for one, and
+the graph begins at the lowest ``down_proj``.
 
-Memory: the graph of one batch (some 1.3 MB a token for Gemma 3 270M in float32), and the sums of a part.
+Memory: the graph of one batch (some 1.3 MB a token for Gemma 3 270M in float32), and a part's sums.
 """
 
 from __future__ import annotations
@@ -32,30 +33,53 @@ from conceptvec.model.network import check_finite
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
-TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # tokens of a batch, with padding
+TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # of a batch, with padding
 LOGIT_ROWS = 64  # positions unembedded at a time
 PIECE = 2**14  # rows of the unembedding in float32 at a time
 
 
 @dataclass(frozen=True)
-class Words:
-    """What the logits say of the words that stand in a batch: all of shape (n,) but the last."""
+class Clean:
+    """One batch's forward pass and the n targets in it.
+
+    Attributes:
+        activations: input of every layer's ``down_proj`` (B, T, I).
+        states: residual stream before the last norm where the targets are predicted (n, H).
+        normed: the same after the norm, with the graph (n, H).
+        passage: the targets' passages, as rows of the batch: int64 (n,).
+        position: where they are predicted: int64 (n,).
+    """
+
+    activations: list[torch.Tensor]
+    states: torch.Tensor
+    normed: torch.Tensor
+    passage: torch.Tensor
+    position: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the clean logits say of n targets.
+
+    Attributes:
+        log_p: (n,) in nats.
+        better: (n,) unmasked tokens with a larger logit.
+        direction: (n, H), gradient of log p with respect to the normed state.
+    """
 
     log_p: torch.Tensor
     better: torch.Tensor
-    direction: torch.Tensor  # (n, H), gradient of log p with respect to the normed state
+    direction: torch.Tensor
 
 
-@dataclass
-class _Batch:
-    """One batch's rows, not yet added to the sums: nothing is lost or doubled when memory runs out on the way."""
+@dataclass(frozen=True)
+class Done:
+    """A finished batch of R rows. It is added to the sums as a whole, or not at all."""
 
-    passages: np.ndarray
-    seen: slice  # of the part's occurrences, if the batch were sorted: see `at`
-    at: np.ndarray  # the batch's occurrences
-    better: np.ndarray
-    log_p: np.ndarray
-    chosen: np.ndarray  # (R,), into `at`
+    targets: np.ndarray  # (n,), indices of the part's targets
+    log_p: np.ndarray  # (n,)
+    better: np.ndarray  # (n,)
+    rows: np.ndarray  # (R,), indices of the part's targets
     zero: torch.Tensor  # (L, 2, R, I)
     gradient: torch.Tensor  # (L, R, I)
     firing: torch.Tensor  # (L, 2, R, I)
@@ -69,9 +93,9 @@ class Gradients:
     Args:
         model: the model; never written.
         layers: their numbers, ascending.
-        masked: bool (V,), tokens that do not count when a word is ranked.
+        masked: tokens that do not count when a word is ranked: bool (V,).
         moved: vectors under other neurons' firing.
-        tokens: of a batch; halves itself when memory runs out.
+        tokens: of a batch, with padding; halves itself when memory runs out.
     """
 
     def __init__(
@@ -85,9 +109,10 @@ class Gradients:
         self.model = model
         self.layers = tuple(layers)
         self.shown = ~masked.to(model.device)
-        self.moved = moved
-        self.batch = Batch(tokens or TOKENS[model.device.type], "tokens of a scan")
-        self._moved_of = [_on(model.device, moved, layer) for layer in layers]
+        self.n_moved = len(moved)
+        self.moved = [_MovedOfLayer(moved, layer, model.device) for layer in layers]
+        size = tokens or TOKENS[model.device.type]
+        self.batch = Batch(size, "tokens of a scan")
 
     def part(
         self, passages: Sequence[np.ndarray], numbers: np.ndarray, targets: Targets
@@ -96,230 +121,247 @@ class Gradients:
 
         Args:
             passages: token ids of each.
-            numbers: (P,) their numbers in the text, ascending.
-            targets: the words in them, by passage and position; passages are named by their numbers.
+            numbers: their numbers in the text, ascending: (P,).
+            targets: the words in them; passages are named by their numbers.
         """
-        local = Targets(
-            np.searchsorted(numbers, targets.passage), *list(vars(targets).values())[1:]
-        )
+        within = np.searchsorted(numbers, targets.passage)
+        local = targets.in_passages(within)
         lengths = np.array([len(ids) for ids in passages])
         slots = rows.slots_needed(local, len(passages))
         order = np.lexsort((lengths, slots))
+        total = _Sums(self, targets)
 
-        total = _Sums(self, targets, np.unique(targets.word))
         start = 0
         while start < len(order):
 
-            def run(tokens: int, start: int = start) -> _Batch:
+            def run(tokens: int, start: int = start) -> tuple[int, Done]:
                 members = rows.batch_from(order, start, lengths, slots, tokens)
-                return self._batch([passages[i] for i in members], members, numbers, local)
+                ids = [passages[i] for i in members]
+                return len(members), self._batch(ids, members, numbers[members], local)
 
-            done = self.batch.run(run)
+            n_passages, done = self.batch.run(run)
             total.add(done)
-            start += len(done.passages)
-        return total.result()
+            start += n_passages
+        return total.effects(), total.activity
 
     def _batch(
-        self, passages: list[np.ndarray], members: np.ndarray, numbers: np.ndarray, targets: Targets
-    ) -> _Batch:
-        """Forward, then one backward pass per slot."""
-        device = self.model.device
-        T = max(len(ids) for ids in passages)
-        padded = np.zeros((len(passages), T), np.int64)
-        for row, ids in enumerate(passages):
-            padded[row, : len(ids)] = ids
-        ids = torch.from_numpy(padded).to(device)
-        lengths = torch.tensor([len(p) for p in passages], device=device)
-
+        self,
+        passages: list[np.ndarray],
+        members: np.ndarray,
+        numbers: np.ndarray,
+        targets: Targets,
+    ) -> Done:
+        """One batch: forward, then a backward pass per slot."""
+        ids, lengths = padded(passages, self.model.device)
         inside = np.flatnonzero(np.isin(targets.passage, members))
-        here = targets.at(inside)
-        row_of = np.full(int(members.max()) + 1, -1)
-        row_of[members] = np.arange(len(members))
-        b = torch.from_numpy(row_of[here.passage]).to(device)
-        t = torch.from_numpy(here.position - 1).to(device)  # where the word is predicted
+        present = targets.at(inside)
 
-        with torch.set_grad_enabled(len(here) > 0):
-            a, hidden = self._forward(ids)
-            normed = self.model.norm(hidden[b, t])  # (n, H)
-        said = self._words(hidden[b, t].detach(), ids[b, t + 1])
-        better = said.better.cpu().numpy()
-        chosen, slot = rows.choose(here, better < rows.KNOWN_BELOW)
+        # The clean pass, and which of its words are known.
+        clean = self._forward(ids, members, present)
+        predicted = self._predict(clean, ids)
+        better = predicted.better.cpu().numpy()
+        chosen, slot = rows.choose(present, better < rows.KNOWN_BELOW)
 
-        R, L, I, M = len(chosen), len(self.layers), self.model.intermediate_size, len(self.moved)
-        new = lambda *shape: torch.zeros(*shape, device=device)
-        out = _Batch(
-            members, slice(0), inside, better, said.log_p.cpu().numpy(), chosen,
-            new(L, 2, R, I), new(L, R, I), new(L, 2, R, I), new(R, M),
-            activity.of_batch(self.layers, [x.detach() for x in a], lengths, numbers[members]),
-        )  # fmt: skip
-        self._fire(out, a, b, t)
-        for s in range(int(slot.max(initial=-1)) + 1):
-            which = np.flatnonzero(slot == s)
-            upstream = torch.zeros_like(normed)
-            at = torch.from_numpy(chosen[which]).to(device)
-            upstream[at] = said.direction[at].to(normed.dtype)
-            self._backward(out, a, b[at], normed, upstream, torch.from_numpy(which).to(device))
-        return out
+        # The rows' gradients, slot by slot, reduced as they come.
+        kept = _Rows(self, len(chosen))
+        for number in range(int(slot.max(initial=-1)) + 1):
+            self._backward(kept, clean, predicted.direction, chosen, slot == number)
+        activations = [a.detach() for a in clean.activations]
+        return Done(
+            targets=inside,
+            log_p=predicted.log_p.cpu().numpy(),
+            better=better,
+            rows=inside[chosen],
+            zero=kept.zero,
+            gradient=kept.gradient,
+            firing=self._firing(clean, chosen),
+            moved=kept.moved,
+            activity=activity.of_batch(self.layers, activations, lengths, numbers),
+        )
 
-    def _forward(self, ids: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The activations of every layer (B, T, I), and the residual stream before the last norm (B, T, H)."""
+    def _forward(self, ids: torch.Tensor, members: np.ndarray, targets: Targets) -> Clean:
+        """Run the decoder; with targets, the graph from the lowest layer's ``down_proj`` up is kept."""
         a: list[torch.Tensor] = []
-        last: list[torch.Tensor] = []
+        stream: list[torch.Tensor] = []
 
         def keep(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
             if a or not torch.is_grad_enabled():
                 a.append(args[0])
                 return None
-            a.append(args[0].detach().requires_grad_())  # the graph begins here
+            a.append(args[0].detach().requires_grad_())
             return (a[0],)
 
         modules = [self.model.layers[layer].mlp.down_proj for layer in self.layers]
         handles = [module.register_forward_pre_hook(keep) for module in modules]
-        handles.append(
-            self.model.norm.register_forward_pre_hook(lambda _, args: last.append(args[0]))
-        )
+        last = self.model.norm.register_forward_pre_hook(lambda _, args: stream.append(args[0]))
+        row = np.zeros(int(members.max()) + 1, np.int64)
+        row[members] = np.arange(len(members))
+        passage = torch.from_numpy(row[targets.passage]).to(ids.device)
+        position = torch.from_numpy(targets.position.astype(np.int64) - 1).to(ids.device)
         try:
-            self.model.decoder(input_ids=ids, use_cache=False)
+            with torch.set_grad_enabled(len(targets) > 0):
+                self.model.decoder(input_ids=ids, use_cache=False)
+                last.remove()  # the norm is called once more, on the targets' states alone
+                states = stream[0][passage, position]
+                normed = self.model.norm(states)
         finally:
-            for handle in handles:
+            for handle in (*handles, last):
                 handle.remove()
         for layer, x in zip(self.layers, a, strict=True):
             check_finite(x.detach(), layer)
-        return a, last[0]
+        return Clean(a, states.detach(), normed, passage, position)
 
     @torch.no_grad()
-    def _words(self, hidden: torch.Tensor, words: torch.Tensor) -> Words:
-        """Log-probability, rank and gradient of words (n,) that states (n, H) before the last norm predict."""
+    def _predict(self, clean: Clean, ids: torch.Tensor) -> Predicted:
+        """Log-probability, rank and gradient of the targets."""
+        words = ids[clean.passage, clean.position + 1]
         parts = [
-            self._some_words(hidden[i : i + LOGIT_ROWS], words[i : i + LOGIT_ROWS])
-            for i in range(0, len(words), LOGIT_ROWS)
+            self._predict_some(clean.states[i : i + LOGIT_ROWS], words[i : i + LOGIT_ROWS])
+            for i in range(0, max(len(words), 1), LOGIT_ROWS)
         ]
-        if not parts:
-            none = hidden.new_zeros(0, dtype=torch.float32)
-            return Words(none, none.int(), none[:, None].expand(0, self.model.hidden_size))
-        return Words(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return Predicted(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _some_words(self, hidden: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        logits = self.model.logits(hidden)  # (n, V)
+    def _predict_some(self, states: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits = self.model.logits(states)  # (n, V)
         own = logits.gather(1, words[:, None])
         log_p = own[:, 0] - logits.logsumexp(1)
         better = ((logits > own) & self.shown).sum(1)
 
-        # ∂ log p / ∂ logits = onehot − softmax, through the soft cap where there is one, then the unembedding.
-        push = -logits.softmax(1)
+        # ∂ log p / ∂ logits = onehot − softmax, through the soft cap where there is one …
+        push = logits.softmax(1).neg_()
         push.scatter_add_(1, words[:, None], torch.ones_like(own))
         if self.model.softcap:
             push *= 1 - (logits / self.model.softcap).square()
-        pieces = zip(push.split(PIECE, 1), self.model.unembedding.split(PIECE), strict=True)
-        if self.model.unembedding.dtype == push.dtype:
-            return log_p, better, push @ self.model.unembedding
-        direction = torch.zeros(len(words), self.model.hidden_size, device=push.device)
-        for some, weight in pieces:
-            direction += some @ weight.float()
+
+        # … and through the unembedding, which is never copied as a whole in another precision.
+        weight = self.model.unembedding
+        if weight.dtype == push.dtype:
+            return log_p, better, push @ weight
+        direction = push.new_zeros(len(words), weight.shape[1])
+        for columns, piece in zip(push.split(PIECE, 1), weight.split(PIECE), strict=True):
+            direction += columns @ piece.to(push.dtype)
         return log_p, better, direction
 
     @torch.no_grad()
-    def _fire(self, out: _Batch, a: list[torch.Tensor], b: torch.Tensor, t: torch.Tensor) -> None:
-        """Each pole's positive activation where the rows' words are predicted."""
-        at = torch.from_numpy(out.chosen).to(b.device)
-        for i, x in enumerate(a):
-            before = x[b[at], t[at]].float()  # (R, I)
-            out.firing[i, 0] = before.clamp(min=0)
-            out.firing[i, 1] = (-before).clamp(min=0)
+    def _firing(self, clean: Clean, chosen: np.ndarray) -> torch.Tensor:
+        """Each pole's positive activation where the rows' words are predicted: (L, 2, R, I)."""
+        at = torch.from_numpy(chosen).to(clean.passage.device)
+        passage, position = clean.passage[at], clean.position[at]
+        before = torch.stack([a[passage, position].float() for a in clean.activations])
+        return torch.stack([before.clamp(min=0), (-before).clamp(min=0)], 1)
 
     def _backward(
-        self, out: _Batch, a: list[torch.Tensor], b: torch.Tensor, normed: torch.Tensor,
-        upstream: torch.Tensor, which: torch.Tensor,
-    ) -> None:  # fmt: skip
-        """One slot: the gradients of its rows, at passages `b` of the batch, reduced layer by layer as they come."""
+        self,
+        kept: _Rows,
+        clean: Clean,
+        direction: torch.Tensor,
+        chosen: np.ndarray,
+        in_slot: np.ndarray,
+    ) -> None:
+        """One slot: every passage's gradients are those of its own row's word."""
+        device = direction.device
+        which = torch.from_numpy(np.flatnonzero(in_slot)).to(device)
+        targets = torch.from_numpy(chosen[in_slot]).to(device)
+        passage = clean.passage[targets]
+        upstream = torch.zeros_like(clean.normed)
+        upstream[targets] = direction[targets].to(upstream.dtype)
 
         def reduce(i: int, g: torch.Tensor) -> None:
-            g, x = g[b, 1:].float(), a[i].detach()[b, 1:].float()  # (R, T - 1, I)
-            out.gradient[i, which] = g.sum(1)
-            positive = (x.clamp(min=0) * g).sum(1)
-            out.zero[i, 0, which] = positive
-            out.zero[i, 1, which] = (x.clamp(max=0) * g).sum(1)
-            columns, source, source_sign, receiver, receiver_sign = self._moved_of[i]
-            if len(columns):
-                s = (x[..., receiver] * receiver_sign).clamp(min=0)
-                out.moved[which[:, None], columns] = (s * g[..., source]).sum(1) * source_sign
+            # The first token is left out; behind the word the gradient is zero, padding included.
+            a = clean.activations[i].detach()[passage, 1:].float()  # (R, T - 1, I)
+            g = g[passage, 1:].float()
+            kept.gradient[i, which] = g.sum(1)
+            kept.zero[i, 0, which] = (a.clamp(min=0) * g).sum(1)
+            kept.zero[i, 1, which] = (a.clamp(max=0) * g).sum(1)
+            moved = self.moved[i]
+            if len(moved.columns):
+                kept.moved[which[:, None], moved.columns] = moved.effect(a, g)
 
-        with reducing(a[1:], lambda i, g: reduce(i + 1, g)):
-            (first,) = torch.autograd.grad(normed, a[0], upstream, retain_graph=True)
-        reduce(0, first)
+        lowest, *upper = clean.activations
+        with reducing(upper, lambda i, g: reduce(i + 1, g)):
+            (g,) = torch.autograd.grad(clean.normed, lowest, upstream, retain_graph=True)
+        reduce(0, g)
+
+
+class _MovedOfLayer:
+    """The moved vectors of one layer, as tensors."""
+
+    def __init__(self, moved: Moved, layer: int, device: torch.device) -> None:
+        columns = np.flatnonzero(moved.layer == layer)
+        self.columns = torch.from_numpy(columns).to(device)
+        self.source = torch.from_numpy(moved.source[columns]).to(device)
+        self.receiver = torch.from_numpy(moved.receiver[columns]).to(device)
+        self.source_sign = torch.from_numpy(moved.source_sign[columns]).float().to(device)
+        self.receiver_sign = torch.from_numpy(moved.receiver_sign[columns]).float().to(device)
+
+    def effect(self, a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        """The receivers' positive activations (R, T, I) times the gradient along the sources: (R, m)."""
+        strength = (a[..., self.receiver] * self.receiver_sign).clamp(min=0)
+        return (strength * g[..., self.source]).sum(1) * self.source_sign
+
+
+class _Rows:
+    """Place for what the backward passes of a batch of R rows leave."""
+
+    def __init__(self, scan: Gradients, n: int) -> None:
+        device, n_neurons = scan.model.device, scan.model.intermediate_size
+        n_layers = len(scan.layers)
+        self.zero = torch.zeros(n_layers, 2, n, n_neurons, device=device)
+        self.gradient = torch.zeros(n_layers, n, n_neurons, device=device)
+        self.moved = torch.zeros(n, scan.n_moved, device=device)
+
+
+class _Sums:
+    """The sums of a part, filled batch by batch in main memory."""
+
+    def __init__(self, scan: Gradients, targets: Targets) -> None:
+        n_neurons = scan.model.intermediate_size
+        words = np.unique(targets.word)
+        self.targets = targets
+        self.sums = sums.empty(scan.layers, words, n_neurons, scan.n_moved)
+        self.activity = activity.nothing(scan.layers, n_neurons)
+        self.better = np.zeros(len(targets), np.int32)
+        self.log_p = np.zeros(len(targets), np.float32)
+        self.chosen = np.zeros(len(targets), bool)
+
+    def add(self, done: Done) -> None:
+        """Take in a batch."""
+        self.better[done.targets] = done.better
+        self.log_p[done.targets] = done.log_p
+        self.chosen[done.rows] = True
+        self.activity = activity.add([self.activity, done.activity])
+        zero, gradient = done.zero.cpu().numpy(), done.gradient.cpu().numpy()
+        firing, moved = done.firing.cpu().numpy(), done.moved.cpu().numpy()
+        for row, word in enumerate(self.sums.index(self.targets.word[done.rows])):
+            self.sums.rows[word] += 1
+            self.sums.zero[:, :, word] += zero[:, :, row]
+            self.sums.gradient[:, word] += gradient[:, row]
+            self.sums.firing[:, :, word] += firing[:, :, row]
+            self.sums.moved[word] += moved[row]
+
+    def effects(self) -> Effects:
+        """The part's sums, without words none of whose occurrences became a row."""
+        place = np.stack([self.targets.passage, self.targets.position], 1)
+        return self.sums.seen(place.astype(np.int32), self.better, self.log_p, self.chosen)
+
+
+def padded(passages: list[np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (B, T), padded on the right, where no token can reach those before it; and lengths."""
+    lengths = [len(ids) for ids in passages]
+    out = np.zeros((len(passages), max(lengths)), np.int64)
+    for row, ids in enumerate(passages):
+        out[row, : len(ids)] = ids
+    return torch.from_numpy(out).to(device), torch.tensor(lengths, device=device)
 
 
 @contextmanager
 def reducing(
     tensors: Sequence[torch.Tensor], use: Callable[[int, torch.Tensor], None]
 ) -> Iterator[None]:
-    """Within the context a backward pass hands `use` the number and the gradient of each of the tensors."""
+    """Within the context a backward pass hands `use` the number and the gradient of each tensor."""
     handles = [x.register_hook(lambda g, i=i: use(i, g)) for i, x in enumerate(tensors)]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _on(device: torch.device, moved: Moved, layer: int) -> tuple[torch.Tensor, ...]:
-    """A layer's moved vectors as tensors: their columns, sources, signs, receivers and their signs."""
-    columns = np.flatnonzero(moved.layer == layer)
-    signs = (moved.source_sign[columns], moved.receiver_sign[columns])
-    source_sign, receiver_sign = (
-        torch.tensor(x, dtype=torch.float32, device=device) for x in signs
-    )
-    source, receiver = (
-        torch.from_numpy(x[columns]).long().to(device) for x in (moved.source, moved.receiver)
-    )
-    return torch.from_numpy(columns).to(device), source, source_sign, receiver, receiver_sign
-
-
-class _Sums:
-    """The sums of a part, filled batch by batch in main memory."""
-
-    def __init__(self, of: Gradients, targets: Targets, words: np.ndarray) -> None:
-        self.targets = targets
-        self.effects = sums.empty(of.layers, words, of.model.intermediate_size, len(of.moved))
-        self.activity = activity.nothing(of.layers, of.model.intermediate_size)
-        self.better = np.zeros(len(targets), np.int32)
-        self.log_p = np.zeros(len(targets), np.float32)
-        self.chosen = np.zeros(len(targets), bool)
-
-    def add(self, batch: _Batch) -> None:
-        self.better[batch.at] = batch.better
-        self.log_p[batch.at] = batch.log_p
-        self.chosen[batch.at[batch.chosen]] = True
-        self.activity = activity.add([self.activity, batch.activity])
-
-        effects = self.effects
-        zero, gradient, firing, moved = (
-            getattr(batch, name).cpu().numpy() for name in ("zero", "gradient", "firing", "moved")
-        )
-        place = effects.index(self.targets.word[batch.at[batch.chosen]])
-        for row, word in enumerate(place):
-            effects.rows[word] += 1
-            effects.zero[:, :, word] += zero[:, :, row]
-            effects.gradient[:, word] += gradient[:, row]
-            effects.firing[:, :, word] += firing[:, :, row]
-            effects.moved[word] += moved[row]
-
-    def result(self) -> tuple[Effects, Activity]:
-        """The part, without words none of whose occurrences became a row."""
-        effects, kept = self.effects, self.effects.rows > 0
-        return (
-            Effects(
-                effects.layers,
-                effects.words[kept],
-                effects.rows[kept],
-                effects.zero[:, :, kept],
-                effects.gradient[:, kept],
-                effects.firing[:, :, kept],
-                effects.moved[kept],
-                np.stack([self.targets.passage, self.targets.position], 1).astype(np.int32),
-                self.better,
-                self.log_p,
-                self.chosen,
-            ),
-            self.activity,
-        )

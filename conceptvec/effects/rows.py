@@ -1,13 +1,14 @@
 """Which words the pass looks at: one row per passage and concept, and which passages share a batch.
 
-Of the known words of a concept in a passage one becomes the row's target. It is drawn with a probability in proportion
-to 1 / (how often the word occurs in the text): many different words are worth more than many rows of one.
+Of the known words of a concept in a passage one becomes the row's target. It is drawn with a
+probability in proportion to 1 / (how often the word occurs in the text): many different words are
+worth more than many rows of one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,16 +41,19 @@ class Targets:
         """The chosen occurrences alone."""
         return Targets(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
+    def in_passages(self, passage: np.ndarray) -> Targets:
+        """The same with the passages under other numbers."""
+        return replace(self, passage=passage)
+
 
 def targets_of(
     passage: np.ndarray, position: np.ndarray, word: np.ndarray, word_concept: np.ndarray, seed: int
 ) -> Targets:
-    """All occurrences with the draw that decides between them.
+    """All occurrences, in the order of the text, with the draw that decides between them.
 
-    The draw is made for every occurrence of the text, known or not, so that neither batches nor parts can change it.
+    The draw is made for every occurrence of the text, known or not, so that neither batches nor parts
+    can change it.
     """
-    order = np.lexsort((position, passage))
-    passage, position, word = passage[order], position[order], word[order]
     draws = np.random.default_rng([seed, STREAM]).exponential(size=len(word))
     count = np.bincount(word, minlength=len(word_concept))
     return Targets(passage, position, word, word_concept[word], draws * count[word])

@@ -1,8 +1,8 @@
 """What the pass leaves behind: sums over rows per distinct word, and over positions per neuron.
 
-Parts of a text are added in a fixed order, so that a resumed run and several processes come to the same bytes. All
-effects are kept as sums over the rows of a word. Mean ablation is linear in them: with the mean ā of a pole's part over
-the whole text, known only at the end, its effect is ``zero − ā · gradient``.
+Parts of a text are added in a fixed order, so that a resumed run and several processes come to the
+same bytes. All effects are kept as sums over the rows of a word. Mean ablation is linear in them: with
+the mean ā of a pole's part over the whole text, known only at the end, it is ``zero − ā · gradient``.
 
 Memory: 20 bytes per word and neuron. With 700 words that is .5 GB for Gemma 3 270M and 2.5 GB for the 1B.
 """
@@ -66,6 +66,25 @@ class Effects:
             name: np.stack([arrays[f"{name}.{layer}"] for layer in layers]) for name in LAYERED
         }
         return cls(layers, **{name: arrays[name] for name in PLAIN}, **large)
+
+    def seen(
+        self, occurrences: np.ndarray, better: np.ndarray, log_p: np.ndarray, chosen: np.ndarray
+    ) -> Effects:
+        """The same with what was looked at, and without words that have no rows."""
+        kept = self.rows > 0
+        return replace(
+            self,
+            words=self.words[kept],
+            rows=self.rows[kept],
+            zero=self.zero[:, :, kept],
+            gradient=self.gradient[:, kept],
+            firing=self.firing[:, :, kept],
+            moved=self.moved[kept],
+            occurrences=occurrences,
+            better=better,
+            log_p=log_p,
+            chosen=chosen,
+        )
 
     def index(self, word: np.ndarray) -> np.ndarray:
         """Rows of the arrays that belong to words; every one must be there."""
