@@ -159,7 +159,18 @@ def tiny_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def config() -> Config:
     """A quick configuration on the CPU."""
-    return Config(device="cpu", top_k=10, batch_size=7, nulls=10)
+    return Config(device="cpu", top_k=10, batch_size=7)
+
+
+def corpus_text(lines: int = 240) -> str:
+    """Lines in the tiny tokenizer's words: animals behind *zoo*, colors behind *paint*, neither."""
+    listed = []
+    for i in range(lines):
+        start = " ".join(WORDS[(k * i) % 200] for k in (1, 7, 3, 9, 17, 19))
+        ends = [f"zoo {ANIMALS[i // 4 % 12]}", f"paint {COLORS[i // 4 % 12]}"]
+        ends += [f"zoo {WORDS[(5 * i) % 200]}", f"paint {WORDS[(11 * i) % 200]}"]
+        listed.append(f"{start} {ends[i % 4]} {WORDS[(13 * i) % 200]}")
+    return "\n".join(listed)
 
 
 def concepts_document() -> dict[str, Any]:
@@ -192,15 +203,13 @@ def small(tmp_path: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: Any) -> list[str]:
-    """The arguments of a quick but complete run: tiny random Gemma 3, two concepts, many candidates, 30 nulls."""
+    """The arguments of a quick but complete run: tiny random Gemma 3, two concepts, a text file."""
     folder = tmp_path_factory.mktemp("tiny_run")
     make_hf().save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
     (folder / "concepts.json").write_text(json.dumps(concepts_document()))
-    (folder / "corpus.txt").write_text(
-        "\n".join(f"w{i} w{i + 1} w2 {ANIMALS[i % 12]} w4" for i in range(60))
-    )
+    (folder / "corpus.txt").write_text(corpus_text())
     return [
         "run", "--device", "cpu", "--model", str(folder / "model"), "--concepts", str(folder / "concepts.json"),
-        "--corpus", str(folder / "corpus.txt"), "--top-k", "10", "--score-threshold", "0.05", "--nulls", "30",
+        "--corpus", str(folder / "corpus.txt"), "--top-k", "10", "--score-threshold", "0.05",
     ]  # fmt: skip

@@ -47,10 +47,13 @@ class Columns:
         )
 
 
-def joined(parts: Sequence[Columns]) -> Columns:
-    """Columns side by side."""
+def joined(parts: Sequence[Columns], n_words: int) -> Columns:
+    """Columns side by side; of no poles where there are no parts."""
+    nothing = np.zeros((n_words, 0), np.float32)
     names = ("zero", "mean", "firing", "readout")
-    return Columns(*(np.concatenate([getattr(p, name) for p in parts], 1) for name in names))
+    return Columns(
+        *(np.concatenate([nothing, *(getattr(p, name) for p in parts)], 1) for name in names)
+    )
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def statistic(columns: Columns, words: Contrast) -> np.ndarray:
 
 def firing_statistic(columns: Columns, words: Contrast) -> np.ndarray:
     """The studentised contrast of firing, relative to the pole's mean, over all words: (C, P)."""
-    mean = np.maximum(columns.firing.mean(0), 1e-12)
+    total = columns.firing.sum(0)
+    mean = np.maximum(total / max(len(columns.firing), 1), 1e-12)
     every_word = Contrast(words.concept, words.against, 1)
     return studentised(columns.firing / mean, columns.readout, every_word, FIRING_FLOOR).t
 

@@ -298,7 +298,7 @@ class Scan:
             pieces.append(self.columns(int(layer), neurons[at], signs[at]))
         inverse = np.empty(len(order), int)
         inverse[order] = np.arange(len(order))
-        return joined(pieces).take(inverse)
+        return joined(pieces, len(self.effects.words)).take(inverse)
 
     @cached_property
     def moved_columns(self) -> Columns:

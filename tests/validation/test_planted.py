@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import conceptvec as cv
 from conceptvec.results import VOLATILE, Results
-from conceptvec.validation.measure import Experiment
-from tests.conftest import ANIMALS, COLORS, WORDS, make_hf, make_tokenizer
+from conceptvec.validation import stage
+from tests.conftest import ANIMALS, COLORS, WORDS, corpus_text, make_hf, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:constrained_layout not applied"
@@ -67,67 +68,96 @@ def concepts() -> dict:
     }
 
 
-def run(tmp_path: Path, planted: bool) -> Results:
+def run(tmp_path: Path, planted: bool, **changes) -> Results:
     hf = make_hf(layers=3, intermediate_size=96)
     if planted:
         plant(hf)
     hf.save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "concepts.json").write_text(json.dumps(concepts()), encoding="utf-8")
-    (tmp_path / "corpus.txt").write_text(
-        "\n".join(" ".join(WORDS[i : i + 20]) for i in range(0, 180, 9)), encoding="utf-8"
-    )
-    return cv.run(cv.Config(
-        model=str(tmp_path / "model"), device="cpu", concepts=str(tmp_path / "concepts.json"), top_k=30,
-        corpus=str(tmp_path / "corpus.txt"), out=str(tmp_path / "run"), nulls=150,
-    ))  # fmt: skip
+    (tmp_path / "corpus.txt").write_text(corpus_text(480), encoding="utf-8")
+    settings = {
+        "model": str(tmp_path / "model"),
+        "device": "cpu",
+        "concepts": str(tmp_path / "concepts.json"),
+        "top_k": 30,
+        "corpus": str(tmp_path / "corpus.txt"),
+        "out": str(tmp_path / "run"),
+    }
+    return cv.run(cv.Config(**(settings | changes)))
 
 
 def test_planted_neuron_is_found_labelled_and_validated(tmp_path: Path) -> None:
-    entry = run(tmp_path, planted=True)["validation_results"][0]
-    assert (entry["id"], entry["concept"], entry["verdict"]) == (
-        f"L{LAYER:02d}_N{NEURON:04d}+",
-        "animals",
-        "validated",
-    )
-    assert entry["concept_drop"] > 0.3 > 0.1 > abs(entry["unrelated_drop"])
-    assert sum(t.strip() in ANIMALS for t, _ in entry["top_tokens"]) == len(ANIMALS)
+    results = run(tmp_path, planted=True)
+    entry = results["validation_results"][0]
+    assert entry["id"] == f"L{LAYER:02d}_N{NEURON:04d}+"
+    assert entry["concept"] == "animals"
+    assert entry["verdict"] == "validated", entry["failed"]
+    assert entry["concept_drop"] > 0.3
+    assert abs(entry["unrelated_drop"]) < 0.1
+    assert sum(text.strip() in ANIMALS for text, _ in entry["top_tokens"]) == len(ANIMALS)
+    for kind in ("null_calibration",):
+        assert results[kind]["false_validations"] == 0
 
 
 def test_without_planting_the_neuron_is_nothing(tmp_path: Path) -> None:
-    assert all(
-        e["neuron"] != NEURON or e["layer"] != LAYER for e in run(tmp_path, planted=False).validated
-    )
+    for entry in run(tmp_path, planted=False).validated:
+        assert (entry["layer"], entry["neuron"]) != (LAYER, NEURON)
+
+
+def test_examples_are_what_plain_transformers_compute(tmp_path: Path) -> None:
+    """Every example of every entry, the weight really gone: 1e-4 nats."""
+    results = run(tmp_path, planted=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    counted = 0
+    for entry in results["validation_results"]:
+        weight = model.model.layers[entry["layer"]].mlp.down_proj.weight
+        for example in entry["examples"]:
+            kept = weight[:, entry["neuron"]].detach().clone()
+            ids = torch.tensor([example["ids"]])
+            with torch.no_grad():
+                clean = model(input_ids=ids).logits[0, -2].log_softmax(0)[ids[0, -1]]
+                weight[:, entry["neuron"]] = 0
+                damaged = model(input_ids=ids).logits[0, -2].log_softmax(0)[ids[0, -1]]
+                weight[:, entry["neuron"]] = kept
+            assert abs(float(clean) - example["clean"]) < 1e-4
+            assert abs(float(damaged) - example["damaged"]) < 1e-4
+            counted += 1
+    assert counted > 10
 
 
 def test_interrupted_stage_3_resumes_to_the_identical_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(tmp_path, planted=True)
+    whole = run(tmp_path, planted=True, score_threshold=0.05)
     whole_parts = sorted(p.name for p in (tmp_path / "run" / "validation").iterdir())
     shutil.rmtree(tmp_path / "run")
-    measured, unit = [], Experiment.null_unit
+    measured, unit = [], stage.measure_unit
 
-    def interrupted(self, layer, neurons, some, prompts):
+    def interrupted(layer, requests, setting):
         if len(measured) == 2:
             raise KeyboardInterrupt
-        measured.append((layer, some))
-        return unit(self, layer, neurons, some, prompts)
+        measured.append([request.subject.key for request in requests])
+        return unit(layer, requests, setting)
 
-    monkeypatch.setattr(Experiment, "null_unit", interrupted)
+    monkeypatch.setattr(stage, "measure_unit", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, planted=True)
-    kept = {p.name for p in (tmp_path / "run" / "validation").iterdir()}
-    assert sum("nulls" in name for name in kept) == 2  # every finished unit is on disk
+        run(tmp_path, planted=True, score_threshold=0.05)
+    kept = list((tmp_path / "run" / "validation").iterdir())
+    assert len(kept) == 2  # every finished unit is on disk
+
     again = []
-    monkeypatch.setattr(
-        Experiment, "null_unit", lambda self, *a: again.append((a[0], a[2])) or unit(self, *a)
-    )
-    resumed = run(tmp_path, planted=True)
-    assert again and not set(map(str, again)) & set(map(str, measured))  # nothing is measured twice
+
+    def counted(layer, requests, setting):
+        again.append([request.subject.key for request in requests])
+        return unit(layer, requests, setting)
+
+    monkeypatch.setattr(stage, "measure_unit", counted)
+    resumed = run(tmp_path, planted=True, score_threshold=0.05)
+    assert again
+    assert not {str(keys) for keys in measured} & {str(keys) for keys in again[: len(measured)]}
     assert sorted(p.name for p in (tmp_path / "run" / "validation").iterdir()) == whole_parts
     for key in VOLATILE:
-        whole.pop(key), resumed.pop(key)
+        whole.pop(key)
+        resumed.pop(key)
     assert resumed == whole
-    entry = whole["validation_results"][0]
-    assert {"clean", "damaged", "amplified", "prompt"} == set(entry["continuations"][0])
