@@ -55,6 +55,14 @@ COLORS = [
     "violet",
     "beige",
 ]
+OTHERS = {  # words of built-in concepts that a run's own are compared with
+    "food": "meal recipe snack breakfast dinner supper dessert picnic barbecue banquet brunch",
+    "body": "torso skull scalp forehead eyebrow eyelid cornea retina nose earlobe limb",
+    "time": "hour week month weekend fortnight duration timeline day minutes weekday timing",
+    "science": "scientist laboratory hypothesis theorem physics researcher relativity physicist",
+    "emotions": "happy joyful cheerful delighted elated euphoria jubilant glad gleeful unhappy",
+}
+OTHER_WORDS = [word for words in OTHERS.values() for word in words.split()]
 SPECIAL = [
     "<pad>",
     "<eos>",
@@ -75,7 +83,7 @@ def make_tokenizer() -> Any:
     vocab = {
         w: i
         for i, w in enumerate(
-            SPECIAL + ["▁" + w for w in [*WORDS, *ANIMALS, *COLORS, "zoo", "paint"]]
+            SPECIAL + ["▁" + w for w in [*WORDS, *ANIMALS, *COLORS, "zoo", "paint", *OTHER_WORDS]]
         )
     }
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
@@ -163,13 +171,14 @@ def config() -> Config:
 
 
 def corpus_text(lines: int = 240) -> str:
-    """Lines in the tiny tokenizer's words: animals behind *zoo*, colors behind *paint*, neither."""
+    """Lines in the tiny tokenizer's words: animals behind *zoo*, colors behind *paint*, and others."""
     listed = []
     for i in range(lines):
         start = " ".join(WORDS[(k * i) % 200] for k in (1, 7, 3, 9, 17, 19))
-        ends = [f"zoo {ANIMALS[i // 4 % 12]}", f"paint {COLORS[i // 4 % 12]}"]
+        ends = [f"zoo {ANIMALS[i // 5 % 12]}", f"paint {COLORS[i // 5 % 12]}"]
         ends += [f"zoo {WORDS[(5 * i) % 200]}", f"paint {WORDS[(11 * i) % 200]}"]
-        listed.append(f"{start} {ends[i % 4]} {WORDS[(13 * i) % 200]}")
+        ends.append(f"w1 {OTHER_WORDS[i // 5 % len(OTHER_WORDS)]}")
+        listed.append(f"{start} {ends[i % 5]} {WORDS[(13 * i) % 200]}")
     return "\n".join(listed)
 
 

@@ -146,7 +146,9 @@ def test_texts_begin_with_their_openings():
 def test_texts_hold_no_token_that_ends_one():
     model = exact()
     passages = write(model, WrittenPart(OPENINGS, 1), NOTHING_CONTINUES, 8)
-    written = [passages.passage(i)[len(OPENINGS[passages.documents[i]]) :] for i in range(len(passages))]
+    written = [
+        passages.passage(i)[len(OPENINGS[passages.documents[i]]) :] for i in range(len(passages))
+    ]
     assert not np.isin(np.concatenate(written), ending_tokens(model)).any()
 
 
@@ -157,7 +159,9 @@ def test_texts_that_are_cut_end_at_one_length():
 
 def test_the_same_seed_writes_the_same_text():
     model = exact()
-    texts = [write(model, WrittenPart(OPENINGS, seed), NOTHING_CONTINUES).digest for seed in (1, 1, 2)]
+    texts = [
+        write(model, WrittenPart(OPENINGS, seed), NOTHING_CONTINUES).digest for seed in (1, 1, 2)
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -195,7 +199,9 @@ def test_a_text_ends_where_the_model_ends_it():
 
 def test_a_cut_text_ends_with_a_whole_word():
     # The last token of a row shows whether the one before it goes on.
-    passages = cut_rows([[2, 5, 6, 7, 8, 9], [2, 5, 6, 7, 8, 12], [2, 5, 6, 7, 11, 12]], [2] * 3, [1])
+    passages = cut_rows(
+        [[2, 5, 6, 7, 8, 9], [2, 5, 6, 7, 8, 12], [2, 5, 6, 7, 11, 12]], [2] * 3, [1]
+    )
     assert [passages.passage(i).tolist() for i in range(3)] == [
         [2, 5, 6, 7, 8],
         [2, 5, 6, 7],

@@ -75,12 +75,13 @@ def run(tmp_path: Path, planted: bool, **changes) -> Results:
     hf.save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "concepts.json").write_text(json.dumps(concepts()), encoding="utf-8")
-    (tmp_path / "corpus.txt").write_text(corpus_text(480), encoding="utf-8")
+    (tmp_path / "corpus.txt").write_text(corpus_text(900), encoding="utf-8")
     settings = {
         "model": str(tmp_path / "model"),
         "device": "cpu",
         "concepts": str(tmp_path / "concepts.json"),
         "top_k": 30,
+        "score_threshold": 0.95,
         "corpus": str(tmp_path / "corpus.txt"),
         "out": str(tmp_path / "run"),
     }
@@ -96,8 +97,8 @@ def test_planted_neuron_is_found_labelled_and_validated(tmp_path: Path) -> None:
     assert entry["concept_drop"] > 0.3
     assert abs(entry["unrelated_drop"]) < 0.1
     assert sum(text.strip() in ANIMALS for text, _ in entry["top_tokens"]) == len(ANIMALS)
-    for kind in ("null_calibration",):
-        assert results[kind]["false_validations"] == 0
+    nulls = results["null_calibration"]
+    assert nulls["false_validations"] <= 0.03 * nulls["n"]
 
 
 def test_without_planting_the_neuron_is_nothing(tmp_path: Path) -> None:

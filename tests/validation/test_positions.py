@@ -43,8 +43,11 @@ def chosen(seed: int, concept: int = 1):
     field, activation = random_field(seed)
     log_p = -np.random.default_rng(seed + 1).exponential(3, len(activation))
     stream = np.random.default_rng(0)
-    return field, activation, log_p, choose_positions(
-        field, activation, concept, lambda at: log_p[at], stream
+    return (
+        field,
+        activation,
+        log_p,
+        choose_positions(field, activation, concept, lambda at: log_p[at], stream),
     )
 
 
