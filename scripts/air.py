@@ -13,7 +13,7 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -77,10 +77,17 @@ class Air:
         ]
 
 
-def modules(package: Path) -> list[Module]:
-    """Every Python file of a package (or one file), tests left out."""
-    files = [package] if package.is_file() else sorted(package.rglob("*.py"))
-    return [measure(f) for f in files if not {"tests", "test"} & set(f.relative_to(package).parts)]
+def files_of(package: Path) -> list[Path]:
+    """Every Python file of a package (or the one file), tests left out."""
+    if package.is_file():
+        return [package]
+    files = sorted(package.rglob("*.py"))
+    return [f for f in files if not {"tests", "test"} & set(f.relative_to(package).parts)]
+
+
+def modules(files: Iterable[Path]) -> list[Module]:
+    """What every file counts."""
+    return [measure(file) for file in files]
 
 
 def measure(path: Path) -> Module:
@@ -99,7 +106,7 @@ def measure(path: Path) -> Module:
         comments=sum(lines[c.start[0] - 1].lstrip().startswith("#") for c in comments),
         comprehensions=sum(isinstance(node, COMPREHENSIONS) for node in nodes),
         statements=sum(isinstance(node, ast.stmt) for node in nodes),
-        names=[len(name) for name in _assigned(tree)],
+        names=[len(name) for name in assigned_names(tree)],
         switches=sum(bool(SWITCHES.search(c.string)) for c in comments),
         functions=[(f.name, complexity(f)) for f in nodes if isinstance(f, FUNCTIONS)],
     )
@@ -122,7 +129,7 @@ def _docstring_lines(tree: ast.Module) -> set[int]:
     return lines
 
 
-def _assigned(tree: ast.Module) -> Iterator[str]:
+def assigned_names(tree: ast.AST) -> Iterator[str]:
     """Names that are written to, each time; loops and comprehensions too."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -136,9 +143,9 @@ def complexity(function: ast.AST) -> int:
     return branches + sum(isinstance(node, ast.Try) and bool(node.orelse) for node in nodes)
 
 
-def air(package: Path) -> Air:
-    """The row of a package."""
-    counted = modules(package)
+def air(files: Iterable[Path]) -> Air:
+    """The row of some files."""
+    counted = modules(files)
     code = [n for m in counted for n in m.code]
     names = [n for m in counted for n in m.names]
     statements = sum(m.statements for m in counted)
@@ -160,7 +167,7 @@ def main(paths: list[str]) -> None:
     print("| " + " | ".join(headers) + " |")
     print("|" + "---|" * len(headers))
     for path in paths:
-        print("| " + " | ".join([Path(path).name, *air(Path(path)).cells()]) + " |")
+        print("| " + " | ".join([Path(path).name, *air(files_of(Path(path))).cells()]) + " |")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from conceptvec.cli import main
 from conceptvec.concepts import load_concepts
-from conceptvec.errors import RequestError
+from conceptvec.errors import RequestError, RunError
 from conceptvec.results import load_results
 from conceptvec.scoring.lexicon import score_tokens
 from tests.conftest import concepts_document, make_hf, make_tokenizer
@@ -594,3 +594,8 @@ def test_tokens_of_other_types() -> None:
     for tokens in ([1], ["dog", None]):
         with pytest.raises(RequestError, match="expected text"):
             score_tokens(tokens)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("kind", [RequestError, RunError])
+def test_errors_show_their_message_alone_in_a_cell(kind: Any) -> None:
+    assert kind("do that")._render_traceback_() == [f"{kind.__name__}: do that"]

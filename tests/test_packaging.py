@@ -6,7 +6,9 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,80 +20,125 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PINNED = dict(
-    re.match(r"([\w-]+)==([\w.]+)", line).groups()  # type: ignore[union-attr]
-    for line in reversed((ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
-    if "==" in line
-)
+INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && .venv/bin/"
 # What Colab shipped in August 2026: the lower bounds must not ask for more.
-COLAB = {"torch": "2.11", "transformers": "5.15", "numpy": "2.1.3", "accelerate": "1.14", "matplotlib": "3.10",
-         "seaborn": "0.13.2", "tqdm": "4.67.3", "ipywidgets": "7.7.1"}  # fmt: skip
+COLAB = {
+    "torch": "2.11",
+    "transformers": "5.15",
+    "numpy": "2.1.3",
+    "accelerate": "1.14",
+    "matplotlib": "3.10",
+    "seaborn": "0.13.2",
+    "tqdm": "4.67.3",
+    "ipywidgets": "7.7.1",
+}
 
 
-def version(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split("."))
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
+@cache
+def project() -> dict[str, Any]:
+    return tomllib.loads(text("pyproject.toml"))["project"]
+
+
+@cache
+def pinned() -> dict[str, str]:
+    """Library → the version in requirements.txt; the first where Python's version decides."""
+    lines = reversed(text("requirements.txt").splitlines())
+    matches = [re.match(r"([\w-]+)==([\w.]+)", line) for line in lines]
+    return {match[1]: match[2] for match in matches if match}
+
+
+@cache
 def bounds() -> dict[str, str]:
-    everything = [
-        *PROJECT["dependencies"],
-        *(d for group in PROJECT["optional-dependencies"].values() for d in group),
-    ]
-    found = {}
-    for entry in everything:
-        match = re.fullmatch(r"([\w-]+)>=([\d.]+)", entry)
-        assert match, f"{entry}: a lower bound and nothing else"
-        found[match[1]] = match[2]
-    return found
+    """Library → its lower bound in pyproject.toml."""
+    extras = [entry for group in project()["optional-dependencies"].values() for entry in group]
+    matches = [re.fullmatch(r"([\w-]+)>=([\d.]+)", e) for e in project()["dependencies"] + extras]
+    assert all(matches), "a dependency has a lower bound and nothing else"
+    return {match[1]: match[2] for match in matches if match}
 
 
-def test_lower_bounds_pins_and_environment_agree() -> None:
-    for name, low in bounds().items():
-        assert name in PINNED, f"{name} is not pinned in requirements.txt"
-        assert version(low) <= version(PINNED[name])
-        if name in COLAB:
-            assert version(low) <= version(COLAB[name]), f"Colab would have to replace {name}"
-    assert "-r requirements.txt" in (ROOT / "environment.yml").read_text()
+def version(number: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in number.split("."))
 
 
-def test_address_and_version_stand_in_one_place() -> None:
-    address = PROJECT["urls"]["Repository"]
+def test_every_dependency_is_pinned() -> None:
+    assert bounds().keys() - pinned().keys() == set()
+
+
+def test_pins_are_above_the_lower_bounds() -> None:
+    too_old = {n for n, low in bounds().items() if version(low) > version(pinned()[n])}
+    assert too_old == set()
+
+
+def test_colab_would_have_to_replace_nothing() -> None:
+    asked = bounds()
+    replaced = {n for n, ships in COLAB.items() if version(asked[n]) > version(ships)}
+    assert replaced == set()
+
+
+def test_the_conda_environment_takes_the_pins() -> None:
+    assert "-r requirements.txt" in text("environment.yml")
+
+
+def test_address_stands_in_one_place() -> None:
+    address = project()["urls"]["Repository"]
     for path in [ROOT / "README.md", ROOT / "CITATION.cff", *ROOT.glob("notebooks/*.ipynb")]:
-        text = path.read_text(encoding="utf-8")
-        named = set(re.findall(r"github\.com/([\w.-]+/concept-vectors-gemma3)", text))
+        written = path.read_text(encoding="utf-8")
+        named = set(re.findall(r"github\.com/([\w.-]+/concept-vectors-gemma3)", written))
         assert named <= {address.removeprefix("https://github.com/")}, path
-    citation = (ROOT / "CITATION.cff").read_text()
-    assert f"version: {conceptvec.__version__}" in citation and address in citation
-    assert conceptvec.__version__ in (ROOT / "CHANGELOG.md").read_text()
+    assert address in text("CITATION.cff")
 
 
-def test_readme_begins_with_the_two_commands() -> None:
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    for words in ("conceptvec run", "pytest"):
-        line = next(x for x in lines if words in x)
-        assert line.startswith(
-            "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && .venv/bin/"
-        )
+@pytest.mark.parametrize(
+    ("file", "form"), [("CITATION.cff", "version: {}"), ("CHANGELOG.md", "{}")]
+)
+def test_version_stands_in_one_place(file: str, form: str) -> None:
+    assert form.format(conceptvec.__version__) in text(file)
+
+
+@pytest.mark.parametrize("word", ["conceptvec run", "pytest"])
+def test_readme_begins_with_the_two_commands(word: str) -> None:
+    line = next(line for line in text("README.md").splitlines() if word in line)
+    assert line.startswith(INSTALL)
 
 
 def test_readme_names_what_the_demo_gave() -> None:
     """The README's figures of the demo are those of the committed training record."""
-    training = json.loads((ROOT / "conceptvec" / "data" / "demo" / "training.json").read_text())
-    assert f"{training['held_out_loss']:.2f}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    training = json.loads(text("conceptvec/data/demo/training.json"))
+    assert f"{training['held_out_loss']:.2f}" in text("README.md")
+
+
+WITHOUT_TORCH = """
+import sys
+import conceptvec.cli
+try:
+    conceptvec.cli.main(["--help"])
+except SystemExit:
+    pass
+heavy = {"torch", "transformers", "matplotlib", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+"""
 
 
 def test_package_and_help_load_no_torch() -> None:
-    code = ("import sys, conceptvec.cli\ntry: conceptvec.cli.main(['--help'])\nexcept SystemExit: pass\n"
-            "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)")  # fmt: skip
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    command = [sys.executable, "-c", WITHOUT_TORCH]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_demo_is_small() -> None:
     folder = ROOT / "conceptvec" / "data" / "demo"
-    assert sum(f.stat().st_size for f in folder.iterdir()) <= 5_000_000
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 5_000_000
 
 
-def test_every_public_name_is_loaded_on_first_use() -> None:
-    assert set(conceptvec.__all__) == set(conceptvec._HOME) < set(dir(conceptvec))
-    assert all(callable(getattr(conceptvec, name)) for name in conceptvec.__all__)
+def test_public_names_are_those_that_have_a_home() -> None:
+    assert set(conceptvec.__all__) == set(conceptvec._HOME)
+    assert set(conceptvec._HOME) < set(dir(conceptvec))
+
+
+@pytest.mark.parametrize("name", conceptvec.__all__)
+def test_a_public_name_is_loaded_on_first_use(name: str) -> None:
+    assert callable(getattr(conceptvec, name))

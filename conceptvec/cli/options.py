@@ -98,7 +98,7 @@ def parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
     below = whole.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     for command in commands:
         many = len(command.options) > len(MODEL)
-        own = below.add_parser(
+        sub = below.add_parser(
             command.name,
             help=command.help,
             description=command.help[0].upper() + command.help[1:] + ".",
@@ -107,10 +107,10 @@ def parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
             else None,
         )
         for extra in command.arguments:
-            own.add_argument(extra.flag, **extra.settings)
+            sub.add_argument(extra.flag, **extra.settings)
         if command.writes_json:
-            own.add_argument("--json", action="store_true", help="one JSON document, nothing else")
-        _add_options(own, command.options)
+            sub.add_argument("--json", action="store_true", help="one JSON document, nothing else")
+        _add_options(sub, command.options)
     return whole
 
 

@@ -18,8 +18,32 @@ from conceptvec.results import Results
 from conceptvec.show import figures
 from tests.documents import HOSTILE, document, entry
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+TAGS = set(
+    [
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "h2",
+        "p",
+        "div",
+        "figure",
+        "img",
+        "input",
+        "span",
+        "noscript",
+        "table",
+        "thead",
+        "tr",
+        "th",
+        "button",
+        "tbody",
+        "td",
+        "script",
+    ]
 )
 
 
@@ -38,7 +62,15 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        (self.scripts if self.tags and self.tags[-1][0] == "script" else self.texts).append(data)
+        is_script = bool(self.tags) and self.tags[-1][0] == "script"
+        (self.scripts if is_script else self.texts).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def data(self) -> list[dict[str, Any]]:
+        return json.loads(next(s for s in self.scripts if s.startswith("[{")))
 
 
 @pytest.fixture(scope="module")
@@ -47,93 +79,116 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.read_text("utf-8")
 
 
-def test_report_loads_nothing(text: str) -> None:
-    page = Page(text)
-    for tag, attrs in page.tags:
+@pytest.fixture
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def test_no_tag_loads_anything(page: Page) -> None:
+    for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "object", "base"), tag
-        assert all(
-            (attrs.get(k) or "data:").startswith("data:image/png;base64,"[: len("data:")])
-            for k in ("src", "href")
-        )
-        assert not [k for k in attrs if k.startswith("on")]
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "data:").startswith("data:"), tag
+        assert not [name for name in attributes if name.startswith("on")], tag
+
+
+@pytest.mark.parametrize("address", ["http", "url(", "@import"])
+def test_nothing_outside_the_data_names_an_address(text: str, address: str) -> None:
     outside = re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.S)
-    assert (
-        "http" not in outside.replace("http-equiv", "")
-        and "url(" not in outside
-        and "@import" not in outside
-    )
-    policy = next(
-        a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"
-    )
+    assert address not in outside.replace("http-equiv", "")
+
+
+def test_the_policy_forbids_every_request(page: Page) -> None:
+    (policy,) = [a["content"] for a in page.all("meta") if a.get("http-equiv")]
     assert policy and policy.startswith("default-src 'none'")
 
 
-def test_report_has_every_figure_row_and_card(text: str) -> None:
-    page, found = Page(text), document()
-    pictures = [a["src"] or "" for t, a in page.tags if t == "img"]
-    assert len(pictures) == len([n for n in figures.measured(found) if n != "vector_card"])
-    assert all(base64.b64decode(p.partition(",")[2]).startswith(b"\x89PNG") for p in pictures)
-    ids = [e["id"] for e in found["validation_results"]]
-    assert [a["id"] for t, a in page.tags if t == "tr" and "id" in a] == ids
-    data = json.loads(next(s for s in page.scripts if s.startswith("[{")))
-    assert [e["id"] for e in data] == ids
-    assert data[1]["damage"] == found["validation_results"][1]["damage"]
-    assert data[1]["opposite_tokens"][1] == [" only1", -0.5]
+def test_every_measured_figure_is_inside(page: Page) -> None:
+    pictures = [a["src"] or "" for a in page.all("img")]
+    assert len(pictures) == len([n for n in figures.measured(document()) if n != "vector_card"])
+    for picture in pictures:
+        assert base64.b64decode(picture.partition(",")[2]).startswith(b"\x89PNG")
 
 
-def test_vocabulary_text_stays_text(text: str) -> None:
-    page = Page(text)
-    assert {t for t, _ in page.tags} <= {
-        "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "div", "figure", "img", "input", "span",
-        "noscript", "table", "thead", "tr", "th", "button", "tbody", "td", "script",
-    }  # fmt: skip
+def test_every_tested_vector_has_a_row_and_a_card(page: Page) -> None:
+    ids = [e["id"] for e in document()["validation_results"]]
+    assert [a["id"] for a in page.all("tr") if "id" in a] == ids
+    assert [e["id"] for e in page.data] == ids
+
+
+def test_cards_hold_the_documents_numbers(page: Page) -> None:
+    second = document()["validation_results"][1]
+    assert page.data[1]["damage"] == second["damage"]
+    assert page.data[1]["opposite_tokens"][1] == [" only1", -0.5]
+
+
+def test_vocabulary_text_becomes_no_markup(page: Page, text: str) -> None:
+    assert {tag for tag, _ in page.tags} <= TAGS
     assert text.count("</script>") == 2
-    assert "\x1b" not in text and "\u202e" not in text
-    data = json.loads(next(s for s in page.scripts if s.startswith("[{")))
-    assert HOSTILE in [t for t, _ in data[0]["top_tokens"]]
     assert "<i>model</i>" in "".join(page.texts)
 
 
-def test_optional_fields_are_shown_and_nothing_is_needed(tmp_path: Path) -> None:
-    full = document(
-        [entry(0, continuations=[{"prompt": "The dog", "clean": " barks", "damaged": " is"}])]
-    )
-    full["concept_sets"] = [
-        {
-            "concept": "animals",
-            "vectors": [[1, 2], [3, 4]],
-            "selectivity": 1.25,
-            "random_selectivity": [-0.5, 0.0, 0.25],
-        }
-    ]
-    page = Page(Results(full).to_html(tmp_path / "a.html").read_text("utf-8"))
-    assert "Sets damaged together" in page.texts and "1.25" in page.texts
-    assert "2" in page.texts and "-0.5 … 0 … 0.25" in page.texts
+def test_vocabulary_text_stays_text(page: Page) -> None:
+    assert HOSTILE in [token for token, _ in page.data[0]["top_tokens"]]
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\u202e"])
+def test_control_characters_are_gone(text: str, character: str) -> None:
+    assert character not in text
+
+
+def page_of(results: dict[str, Any], tmp_path: Path) -> Page:
+    return Page(Results(results).to_html(tmp_path / "page.html").read_text("utf-8"))
+
+
+def test_sets_are_shown(tmp_path: Path) -> None:
+    sets = {
+        "concept": "animals",
+        "vectors": [[1, 2], [3, 4]],
+        "selectivity": 1.25,
+        "random_selectivity": [-0.5, 0.0, 0.25],
+    }
+    texts = page_of(document() | {"concept_sets": [sets]}, tmp_path).texts
+    assert {"Sets damaged together", "1.25", "2", "-0.5 … 0 … 0.25"} - set(texts) == set()
+
+
+def test_continuations_are_in_the_card(tmp_path: Path) -> None:
+    texts = [{"prompt": "The dog", "clean": " barks", "damaged": " is", "amplified": " dog"}]
+    page = page_of(document([entry(0, continuations=texts)]), tmp_path)
+    assert page.data[0]["continuations"] == texts
+
+
+def test_a_run_of_stage_1_has_a_report(tmp_path: Path) -> None:
     bare = document([])
-    bare |= {
-        "score_histogram": {},
-        "candidate_distribution": {},
-        "concept_distribution": {},
-        "null_calibration": {},
-    }
-    bare["pipeline_stats"] |= {
-        "tested_vectors": None,
-        "validated_vectors": None,
-        "concept_candidates": None,
-    }
-    page = Page(Results(bare).to_html(tmp_path / "b.html").read_text("utf-8"))
-    assert any(t.startswith("Stage 1 only") for t in page.texts)
+    bare |= {"score_histogram": {}, "candidate_distribution": {}, "concept_distribution": {}}
+    bare["null_calibration"] = {}
+    bare["pipeline_stats"] |= {"tested_vectors": None, "concept_candidates": None}
+    assert any(text.startswith("Stage 1 only") for text in page_of(bare, tmp_path).texts)
 
 
-def test_report_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
     Results(document([])).save(tmp_path / "concept_vector_results_cpu.json")
-    assert cli.main(["report", str(tmp_path)]) == 0
-    assert (tmp_path / "report.html").is_file() and str(
-        tmp_path / "report.html"
-    ) in capsys.readouterr().out
-    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "new" / "x.html")]) == 0
-    assert (tmp_path / "new" / "x.html").is_file()
-    assert cli.main(["report", str(tmp_path / "nothing")]) == 2
+    return tmp_path
+
+
+def test_the_command_writes_beside_the_results(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["report", str(run)]) == 0
+    assert (run / "report.html").is_file()
+    assert str(run / "report.html") in capsys.readouterr().out
+
+
+def test_the_command_writes_where_it_is_told(run: Path) -> None:
+    assert cli.main(["report", str(run), "--out", str(run / "new" / "x.html")]) == 0
+    assert (run / "new" / "x.html").is_file()
+
+
+def test_a_report_of_nothing_is_a_bad_request(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["report", str(run / "nothing")]) == 2
     assert "not a readable results file" in capsys.readouterr().err
 
 
@@ -151,25 +206,51 @@ card.previousElementSibling.querySelector("button").click(); done.push(document.
 done.push(document.title);
 document.body.textContent = "RESULT" + JSON.stringify(done) + "END";
 """
+OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture
+def chromium() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("no Chromium here")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_report_in_a_browser(text: str, tmp_path: Path) -> None:
+def test_report_in_a_browser(text: str, tmp_path: Path, chromium: str) -> None:
     """Search, sorting and cards in headless Chromium, driven by a script added to the page."""
-    (tmp_path / "page.html").write_text(
-        text.replace("</body>", f"<script>{{{DRIVE}}}</script></body>"), "utf-8"
-    )
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-               "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
-    out = subprocess.run(
-        [str(CHROMIUM), *options, "--dump-dom", (tmp_path / "page.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    ).stdout  # fmt: skip
-    found: list[Any] = json.loads(
-        re.search(r"RESULT(.*)END", out)[1].replace("&lt;", "<").replace("&gt;", ">")
-    )
-    assert found == [
-        6, ["L00_N0004+"], ["L02_N0002+"], 0, 6, "L00_N0000+", "L01_N0005-", "L01_N0005-", True, 0, 0,
+    driven = text.replace("</body>", f"<script>{{{DRIVE}}}</script></body>")
+    (tmp_path / "page.html").write_text(driven, "utf-8")
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    address = (tmp_path / "page.html").as_uri()
+    shown = subprocess.run(
+        [chromium, *OPTIONS, profile, "--dump-dom", address],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    (result,) = re.findall(r"RESULT(.*)END", shown)
+    assert json.loads(result.replace("&lt;", "<").replace("&gt;", ">")) == [
+        6,
+        ["L00_N0004+"],
+        ["L02_N0002+"],
+        0,
+        6,
+        "L00_N0000+",
+        "L01_N0005-",
+        "L01_N0005-",
+        True,
+        0,
+        0,
         "Concept vectors in <i>model</i>",
-    ]  # fmt: skip
+    ]

@@ -8,99 +8,160 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from conceptvec import Config
+from conceptvec import Config, RequestError, load_model
 from conceptvec.cli import main
-from conceptvec.tools.preflight import preflight
+from conceptvec.model.checkpoint import Checkpoint
+from conceptvec.tools.estimates import Shape, shape_of
+from conceptvec.tools.preflight import Plan, duration, preflight, size
 
 
-def test_the_plan_of_the_demo(tmp_path, capsys) -> None:
-    out = str(tmp_path / "run")
-    assert main(["run", "--dry-run", "--device", "cpu", "--out", out, "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["ok"] and plan["model"]["layers"] == 4 and plan["model"]["hidden_size"] == 96
-    assert plan["work"]["projection_flops"] == 2 * 96 * 4096 * 4 * 40
-    assert plan["needs"]["download_bytes"] == 0 and plan["device"]["why"] == "exact on a CPU"
-    # The demo's own report of its size, which the plan takes from the bytes of the file.
-    weights = json.loads(
-        (Path(__file__).parents[2] / "conceptvec/data/demo/config.json").read_text()
-    )
-    assert plan["model"]["vocab_size"] == weights["vocab_size"]
-    from conceptvec import load_model
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "run"
 
+
+def run(out: Path, *options: str) -> int:
+    """``conceptvec run`` on the CPU into a folder."""
+    return main(["run", "--device", "cpu", "--out", str(out), *options])
+
+
+def plan_of(out: Path, **options: Any) -> Plan:
+    return preflight(Config(device="cpu", out=str(out), **options))
+
+
+def test_the_plan_of_the_demo(out: Path) -> None:
+    plan = plan_of(out)
+    assert plan.ok
+    assert plan.shape == Shape(4, 96, 40, 4096)
+    assert plan.work.projection_flops == 2 * 96 * 4096 * 4 * 40
+    assert plan.needs.download_bytes == 0
+    assert plan.device.why == "exact on a CPU"
+
+
+def test_parameters_are_counted_from_the_files_bytes(out: Path) -> None:
     exact = sum(p.numel() for p in load_model(Config(device="cpu")).hf.parameters())
-    assert abs(plan["model"]["parameters"] / exact - 1) < 0.02
-    assert main(["run", "--dry-run", "--device", "cpu", "--out", out]) == 0
-    text = capsys.readouterr().out
-    assert "exact on a CPU" in text and "4 layers × 40 neurons" in text and "ready    yes" in text
-    assert not (tmp_path / "run").exists()  # nothing was written
+    assert plan_of(out).model.parameters == pytest.approx(exact, rel=0.02)
 
 
-def test_the_plan_in_a_cell_is_escaped(tmp_path) -> None:
-    plan = preflight(Config(device="cpu", out=str(tmp_path / "<b>&")))
-    assert "&lt;b&gt;&amp;" in plan._repr_html_() and "<b>" not in plan._repr_html_()
+def test_a_dry_run_writes_nothing(out: Path) -> None:
+    assert run(out, "--dry-run") == 0
+    assert not out.exists()
 
 
-def test_a_full_disk_and_little_memory(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("conceptvec.tools.preflight.free_disk", lambda _: 1000)
+@pytest.mark.parametrize(
+    "said", ["exact on a CPU", "4 layers × 40 neurons", "ready    yes", "all here (package)"]
+)
+def test_a_dry_run_says(said: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(out, "--dry-run")
+    assert said in capsys.readouterr().out
+
+
+def test_the_document_of_a_dry_run_is_the_plan(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(out, "--dry-run", "--json")
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"] is True
+    assert document["model"]["layers"] == 4
+    assert document["work"]["stages"] == [1, 2, 3]
+    assert document["run_folder"] == {"path": str(out), "state": "new"}
+
+
+def test_the_plan_in_a_cell_is_escaped(tmp_path: Path) -> None:
+    shown = plan_of(tmp_path / "<b>&")._repr_html_()
+    assert "&lt;b&gt;&amp;" in shown
+    assert "<b>" not in shown
+
+
+def test_little_memory_is_a_warning(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conceptvec.tools.preflight.device_memory", lambda _: 1000)
-    assert main(["run", "--dry-run", "--device", "cpu", "--out", str(tmp_path / "r")]) == 2
-    said = capsys.readouterr().out
-    assert "has room for 1 kB" in said and "memory may not do" in said and "ready    no" in said
-    assert main(["run", "--device", "cpu", "--out", str(tmp_path / "r")]) == 2
+    plan = plan_of(out)
+    assert plan.ok
+    assert "memory may not do" in plan.warnings[0]
+
+
+def test_a_full_disk_is_a_problem(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("conceptvec.tools.preflight.free_disk", lambda _: 1000)
+    assert run(out, "--dry-run") == 2
+    assert "has room for 1 kB" in capsys.readouterr().out
+    assert run(out) == 2
     assert "make room or give another --out" in capsys.readouterr().err
 
 
-def test_the_state_of_the_run_folder(tmp_path, capsys) -> None:
-    argv = [
-        "run",
-        "--device",
-        "cpu",
-        "--stages",
-        "1,2",
-        "--layers",
-        "0",
-        "--out",
-        str(tmp_path / "r"),
-    ]
-    assert main(argv) == 0
-    config = Config(device="cpu", layers="0", out=str(tmp_path / "r"))
-    assert preflight(config).run_folder.state == "resumed, 2 parts are done"
-    other = preflight(Config(device="cpu", layers="1", out=str(tmp_path / "r")))
-    assert not other.ok and "layers was '0', is '1'" in other.problems[0]
-    afresh = Config(device="cpu", layers="1", out=str(tmp_path / "r"), overwrite=True)
-    assert preflight(afresh).ok and preflight(afresh).run_folder.state == "started afresh"
+@pytest.fixture
+def finished(out: Path) -> Path:
+    """The folder of a run of Stages 1 and 2 on one layer."""
+    assert run(out, "--layers", "0", "--max-vectors", "5", "--stages", "1,2") == 0
+    return out
 
 
-def test_a_shorter_run_does_not_replace_finished_results(tmp_path, capsys) -> None:
-    argv = [
-        "run",
-        "--device",
-        "cpu",
-        "--layers",
-        "0",
-        "--max-vectors",
-        "5",
-        "--out",
-        str(tmp_path / "r"),
-    ]
-    assert main([*argv, "--stages", "1"]) == 0
-    assert main([*argv, "--stages", "1,2"]) == 0
-    before = (tmp_path / "r/concept_vector_results_cpu.json").read_bytes()
-    assert main([*argv, "--stages", "1"]) == 2
-    assert (
-        "holds the results of stages 1, 2, and a shorter run would replace them"
-        in capsys.readouterr().err
-    )
-    assert (tmp_path / "r/concept_vector_results_cpu.json").read_bytes() == before
-    assert main([*argv, "--stages", "1", "--overwrite"]) == 0
-    assert [f.name for f in (tmp_path / "r/figures").iterdir()] == [
-        "funnel.png"
-    ]  # no figure of the longer run
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, "resumed, 2 parts are done"),
+        ({"layers": "1"}, "of another run"),
+        ({"layers": "1", "overwrite": True}, "started afresh"),
+    ],
+)
+def test_the_state_of_the_run_folder(changes: dict[str, Any], state: str, finished: Path) -> None:
+    plan = plan_of(finished, **({"layers": "0", "max_vectors": 5} | changes))
+    assert plan.run_folder.state == state
+    assert plan.ok == (state != "of another run")
+
+
+def test_another_run_is_told_by_its_options(finished: Path) -> None:
+    (problem,) = plan_of(finished, layers="1", max_vectors=5).problems
+    assert "layers was '0', is '1'" in problem
+
+
+def test_a_shorter_run_does_not_replace_finished_results(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = finished / "concept_vector_results_cpu.json"
+    before = results.read_bytes()
+    assert run(finished, "--layers", "0", "--max-vectors", "5", "--stages", "1") == 2
+    assert "holds the results of stages 1, 2, and a shorter" in capsys.readouterr().err
+    assert results.read_bytes() == before
+
+
+def test_a_shorter_run_may_overwrite_and_leaves_no_figure_of_the_longer(finished: Path) -> None:
+    options = ("--layers", "0", "--max-vectors", "5", "--stages", "1", "--overwrite")
+    assert run(finished, *options) == 0
+    assert [figure.name for figure in (finished / "figures").iterdir()] == ["funnel.png"]
+
+
+@pytest.mark.parametrize(
+    ("size", "layers"), [("config", None), ("0", 0), ("true", True), ("text", "many")]
+)
+def test_a_config_without_usable_dimensions_is_refused(size: str, layers: Any) -> None:
+    settings = {"model_type": "gemma3_text", "num_hidden_layers": layers}
+    broken = Checkpoint("it", "folder", None, None, settings, 10)
+    with pytest.raises(RequestError, match="config.json of it"):
+        shape_of(broken)
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (size(1), "0 kB"),
+        (size(2_000_000), "2 MB"),
+        (size(1.26e9), "1.3 GB"),
+        (duration(0.2), "1 s"),
+        (duration(120), "2 min"),
+        (duration(7200), "2.0 h"),
+    ],
+)
+def test_sizes_and_durations_for_people(shown: str, text: str) -> None:
+    assert shown == text
 
 
 class FakeHub(BaseHTTPRequestHandler):
@@ -116,8 +177,16 @@ class FakeHub(BaseHTTPRequestHandler):
             self.answer(403, {"error": "restricted"}, "GatedRepo")
         elif self.path.startswith("/api/models/") and name in files:
             siblings = [{"rfilename": f, "size": 2_000_000_000} for f in files[name]]
-            self.answer(200, {"id": name, "sha": "a" * 40, "gated": "manual" if "gated" in name else False,
-                              "siblings": siblings, "private": False, "tags": [], "downloads": 0})  # fmt: skip
+            description = {
+                "id": name,
+                "sha": "a" * 40,
+                "gated": "manual" if "gated" in name else False,
+                "siblings": siblings,
+                "private": False,
+                "tags": [],
+                "downloads": 0,
+            }
+            self.answer(200, description)
         else:
             self.answer(401, {"error": "Repository not found"}, "RepoNotFound")
 
@@ -146,7 +215,7 @@ for name in ("org/gated", "org/pickle", "org/none"):
 
 
 @pytest.fixture
-def hub():
+def hub() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -154,65 +223,60 @@ def hub():
     server.server_close()
 
 
-def test_what_the_hub_refuses(hub, tmp_path) -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
-    environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+def environment(address: str, home: Path) -> dict[str, str]:
+    """The environment of a machine with this Hub, this cache and no token."""
+    unset = ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE")
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    root = str(Path(__file__).parents[2])
+    return kept | {
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(home),
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": root,
+    }
+
+
+def python(*arguments: str, home: Path, address: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-c", ASK], capture_output=True, text=True, timeout=120, env=environment
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(address, home),
+        cwd=home,
     )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_what_the_hub_refuses(hub: str, tmp_path: Path) -> None:
+    done = python("-c", ASK, home=tmp_path, address=hub)
     assert done.returncode == 0, done.stderr
-    gated, pickle, none = [
-        line for line in done.stderr.splitlines() if line.startswith("conceptvec: ")
-    ]
-    assert (
-        "org/gated is gated and no token is set here. Accept the licence at https://huggingface.co/org/gated"
-        in gated
-    )
-    assert (
-        "HF_TOKEN" in gated and "pickle files" in pickle and "the Hub has no model org/none" in none
-    )
-    assert not list(tmp_path.rglob("*.safetensors")) and "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("conceptvec: ")]
+    gated, pickle, nothing = lines
+    licence = "Accept the licence at https://huggingface.co/org/gated"
+    assert f"org/gated is gated and no token is set here. {licence}" in gated
+    assert "HF_TOKEN" in gated
+    assert "pickle files" in pickle
+    assert "the Hub has no model org/none" in nothing
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_without_a_network_the_cache_is_used(tiny_folder, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("org/tiny", 0, "using org/tiny as it is in the cache"),
+        ("org/other", 2, "is not on this machine and the Hub cannot be reached"),
+    ],
+)
+def test_without_a_network_the_cache_is_used(
+    name: str, status: int, said: str, tiny_folder: Path, tmp_path: Path
+) -> None:
     snapshot = tmp_path / "hub" / "models--org--tiny" / "snapshots" / ("a" * 40)
     shutil.copytree(tiny_folder, snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
-    environment = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE")
-    }
-    environment |= {
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "HF_HOME": str(tmp_path),
-    }  # nothing listens there
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-
-    def dry_run(name: str) -> subprocess.CompletedProcess:
-        argv = [
-            sys.executable,
-            "-m",
-            "conceptvec",
-            "run",
-            "--dry-run",
-            "--device",
-            "cpu",
-            "--model",
-            name,
-        ]
-        return subprocess.run(
-            argv, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path
-        )
-
-    done = dry_run("org/tiny")
-    assert done.returncode == 0 and "using org/tiny as it is in the cache" in done.stderr, (
-        done.stderr
-    )
-    done = dry_run("org/other")
-    assert (
-        done.returncode == 2
-        and "is not on this machine and the Hub cannot be reached" in done.stderr
-    )
-    assert "Traceback" not in done.stderr
+    argv = ["-m", "conceptvec", "run", "--dry-run", "--device", "cpu", "--model", name]
+    done = python(*argv, home=tmp_path, address="http://127.0.0.1:9")  # nothing listens there
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr

@@ -133,7 +133,7 @@ def _cell_texts(tested: np.ndarray, valid: np.ndarray, is_wide: bool) -> np.ndar
 
 
 def _frame_hits(axes: Axes, valid: np.ndarray) -> None:
-    """A frame around cells with a validated pole, visible without colours, and a line for every row."""
+    """Frames around cells with a validated pole, visible without colours; lines under the rows."""
     for row, column in np.argwhere(valid):
         corner = (column + 0.04, row + 0.04)
         axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, ec=GREEN, lw=2))
