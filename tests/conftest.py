@@ -143,6 +143,12 @@ def wrap(hf: Any, family: str = "gemma3_text") -> Model:
     )
 
 
+def save(hf: Any, folder: Path, **options: Any) -> None:
+    """Save a network and the tokenizer as a model folder."""
+    hf.save_pretrained(folder, **options)
+    make_tokenizer().save_pretrained(folder)
+
+
 @pytest.fixture
 def tiny() -> Model:
     """A tiny random Gemma 3."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +15,16 @@ import torch
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
 from conceptvec.model.checkpoint import FAMILIES as FAMILIES
-from conceptvec.model.checkpoint import fetch, find
-from conceptvec.model.device import choose_device, choose_dtype, wide_products
+from conceptvec.model.checkpoint import Checkpoint
+from conceptvec.model.device import wide_products
 from conceptvec.model.memory import is_out_of_memory
-from conceptvec.model.tensors import HEAD
-from conceptvec.model.weights import LOCAL, Weights, unloadable
+from conceptvec.model.tensors import HEAD, StoredTensors, misfit
+from conceptvec.model.weights import Weights, open_checkpoint, unloadable
 
 logger = logging.getLogger(__name__)
 
 CHAT_REQUEST = "Complete the sentence."  # the user's turn where a chat template is asked for
+DECODER = "model"  # its name in transformers' causal models of all families here
 ROWS = 2**14  # of the unembedding in float32 at a time, where products come out in less
 
 
@@ -129,8 +129,12 @@ class Model(Weights):
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
 
-def load_model(config: Config) -> Model:
+def load_model(config: Config, checkpoint: Checkpoint | None = None) -> Model:
     """Load `config.model` in its final precision on its device.
+
+    Args:
+        config: model, revision, device, dtype.
+        checkpoint: the model's files, where `checkpoint.find` has looked at them already.
 
     Raises:
         RequestError: no such model, no access to it, files that cannot be used, or a family that
@@ -138,15 +142,12 @@ def load_model(config: Config) -> Model:
         RunError: the download failed, or the model does not fit into memory.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    checkpoint = find(config)
-    device = choose_device(config.device)
-    dtype, why = choose_dtype(config.dtype, device)
+    opened = open_checkpoint(config, checkpoint)
+    device, dtype = opened.device, opened.dtype
     precision = str(dtype).removeprefix("torch.")
-    logger.info("%s on %s in %s: %s", config.model, device, precision, why)
-    folder = fetch(checkpoint)
+    logger.info("%s on %s in %s: %s", config.model, device, precision, opened.why)
     try:
-        tokenizer, hf = _load(folder, dtype)
-        hf = hf.to(device)
+        hf = _network(opened.source).to(device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -154,42 +155,44 @@ def load_model(config: Config) -> Model:
             f"{config.model} does not fit into the memory of {device} in {dtype}; use --dtype "
             "bfloat16, another --device or a smaller model"
         ) from None
-    hf = hf.eval().requires_grad_(False)
-    revision, family = checkpoint.revision, checkpoint.family
-    return Model(hf, tokenizer, config.model, revision, family, device, dtype, why)
+    _, *about = opened
+    return Model(hf.eval().requires_grad_(False), *about)
 
 
-def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Tokenizer and network of a checked folder; every weight must come from its files."""
+def _network(tensors: StoredTensors) -> Any:
+    """The text decoder and its unembedding around a checkpoint's tensors.
+
+    Every weight must come from the files. transformers gets the tensors themselves, so what is
+    loaded is what `StoredTensors` reads, without a vision tower and without adapters.
+    """
     import transformers
 
+    config, dtype = tensors.config, tensors.dtype
+    kind: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    state = {
+        name if name == HEAD else f"{DECODER}.{name}": tensors.converted(name, dtype)
+        for name in tensors.names()
+    }
     # 4.50-4.55 know only torch_dtype, later versions warn about it.
     old = tuple(int(x) for x in transformers.__version__.split(".")[:2]) < (4, 56)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            use_safetensors=True,
+        hf, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
             attn_implementation="eager",
             output_loading_info=True,
             **{"torch_dtype" if old else "dtype": dtype},
-            **LOCAL,
         )
     except Exception as error:  # they break in as many ways as there are files
         if is_out_of_memory(error):
             raise
-        raise unloadable(folder, error) from error
-    hf, report = loaded
+        raise unloadable(tensors.folder, error) from error
     wrong = [*map(str, report["mismatched_keys"]), *map(str, report["error_msgs"])]
-    if wrong or report["missing_keys"]:
-        lacks = sorted(map(str, report["missing_keys"]))
-        raise RequestError(
-            f"--model: {folder} does not hold the model that its config.json describes: "
-            f"{len(lacks)} weights are missing, {len(wrong)} have another size "
-            f"(first: {[*lacks, *wrong][0][:200]}). Nothing is ever filled in at random; fetch "
-            "the files again."
-        )
-    return tokenizer, hf
+    lacks = sorted(map(str, report["missing_keys"]))
+    if wrong or lacks:
+        raise RequestError(misfit(tensors.folder, lacks, wrong))
+    return hf
 
 
 def check_finite(x: torch.Tensor, layer: int) -> None:

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
-from conceptvec.model.checkpoint import Family, fetch, find
+from conceptvec.model.checkpoint import Checkpoint, Family, fetch, find
 from conceptvec.model.device import choose_device, choose_dtype
 from conceptvec.model.fingerprint import fingerprint
 from conceptvec.model.tensors import EMBEDDING, HEAD, StoredTensors, down_proj
@@ -147,36 +147,55 @@ class Weights:
         }
 
 
-def load_weights(config: Config) -> Weights:
+class Opened(NamedTuple):
+    """A checkpoint whose tensors are still to be read: the attributes of `Weights`, in order."""
+
+    source: StoredTensors
+    tokenizer: Any
+    name: str
+    revision: str | None
+    family: Family
+    device: torch.device
+    dtype: torch.dtype
+    why: str
+
+
+def load_weights(config: Config, checkpoint: Checkpoint | None = None) -> Weights:
     """Open `config.model` for streaming; a model of the Hub is downloaded where it is missing.
 
+    Args:
+        config: model, revision, device, dtype.
+        checkpoint: the model's files, where `checkpoint.find` has looked at them already.
+
     Raises:
-        RequestError: no such model, no access to it, no safetensors files, or a family that is
-            not supported.
+        RequestError: no such model, no access to it, files that cannot be used, or a family that
+            is not supported.
+        RunError: the download failed.
     """
-    checkpoint, device = find(config), choose_device(config.device)
-    dtype, why = choose_dtype(config.dtype, device)
-    folder = fetch(checkpoint)
-    hf_config, tokenizer = read_settings(folder)
-    revision, family = checkpoint.revision, checkpoint.family
-    source = StoredTensors(folder, hf_config, family, dtype)
-    return Weights(source, tokenizer, config.model, revision, family, device, dtype, why)
+    return Weights(*open_checkpoint(config, checkpoint))
 
 
-def read_settings(folder: Path) -> tuple[Any, Any]:
-    """Transformers' configuration and tokenizer of a model folder.
+def open_checkpoint(config: Config, checkpoint: Checkpoint | None = None) -> Opened:
+    """Find the files, choose device and precision, and read all but the tensors.
 
     Raises:
-        RequestError: the files cannot be used.
+        RequestError: as `load_weights`.
+        RunError: the download failed.
     """
     import transformers
 
+    checkpoint = checkpoint or find(config)
+    device = choose_device(config.device)
+    dtype, why = choose_dtype(config.dtype, device)
+    folder = fetch(checkpoint)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+        settings = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
     except Exception as error:  # they break in as many ways as there are files
         raise unloadable(folder, error) from error
-    return config, tokenizer
+    revision, family = checkpoint.revision, checkpoint.family
+    source = StoredTensors(folder, settings, family, dtype)
+    return Opened(source, tokenizer, config.model, revision, family, device, dtype, why)
 
 
 def unloadable(folder: Path, error: Exception) -> RequestError:
