@@ -1,8 +1,9 @@
 """Text that was read: files and data sets of the Hub, cut into passages.
 
 ``FILE.txt`` holds one document a line, ``FILE.jsonl:COLUMN`` one a record, and
-``hf:OWNER/NAME[:CONFIG[:SPLIT[:COLUMN]]]`` is streamed through the library ``datasets``, which never
-runs code from the repository. Reading stops where there are enough tokens, and says what is left.
+``hf:OWNER/NAME[:CONFIG[:SPLIT[:COLUMN]]]`` is streamed through the library ``datasets``, which
+never runs code from the repository. Reading stops where there are enough tokens, and says what is
+left.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,13 +98,13 @@ class HubDataset:
         """
         place = f"--corpus: hf:{self.name}"
         try:
-            import datasets
+            import datasets  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise RequestError(
                 f"{place}: needs the library datasets, which is not installed; run {INSTALL}, "
                 "or give a .txt or .jsonl file"
             ) from None
-        # Before 4.0 code of a repository could be run, and the oldest versions asked to be told not to.
+        # Before 4.0 a repository's code could be run, and old versions must be told not to.
         old = int(datasets.__version__.split(".")[0]) < 4
         options: dict[str, Any] = {"trust_remote_code": False} if old else {}
         try:
@@ -191,7 +192,7 @@ def _file_and_column(corpus: str) -> tuple[Path, str | None]:
 
 def _hub_dataset(corpus: str) -> HubDataset:
     name, *rest = corpus.removeprefix("hf:").split(":")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or len(rest) > 3:
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or len(rest) > 3:
         raise RequestError(f"--corpus: got {corpus[:200]!r}, expected {HF_FORM}")
     config, split, column = (*rest, *[""] * (3 - len(rest)))
     return HubDataset(name, config or None, split or SPLIT, column or None)
@@ -233,10 +234,12 @@ def read_passages(
     documents = _Counted(source.documents())
     stream = _batches(model, documents, targets.continues)
     parts: list[Passages] = []
+    rest: Passages | None = None
     missing = wanted
     for batch in stream:
-        parts.append(_up_to(batch, missing))
-        missing -= parts[-1].tokens
+        part, rest = _split(batch, missing)
+        parts.append(part)
+        missing -= part.tokens
         if missing <= 0:
             break
     passages = joined(parts, renumber=False)
@@ -247,11 +250,12 @@ def read_passages(
     if missing > 0:
         logger.warning("--corpus holds %d tokens, %d were asked for", passages.tokens, wanted)
         return passages
-    used = documents.count
-    more = _topped_up(stream, passages, targets, wanted)
+    used = int(passages.documents.max()) + 1
+    further = stream if rest is None else chain([rest], stream)
+    more = _topped_up(further, passages, targets, wanted)
     logger.info(
-        "--corpus: %d tokens of the first %d documents; %d passages of the next %d for concepts with "
-        "few words; the rest was left out",
+        "--corpus: %d tokens of the first %d documents, and %d passages of the next %d for concepts "
+        "with few words; the rest was left out",
         passages.tokens, used, len(more), documents.count - used,
     )  # fmt: skip
     return joined([passages, more], renumber=False)
@@ -272,7 +276,8 @@ def _topped_up(
         # Only passages that hold a word of a concept that is still short.
         there = occurrences(batch, targets)
         helps = coverage.is_short[targets.word_concept[there.word]]
-        part = _up_to(batch.take(np.unique(there.passage[helps])), int(wanted * TOP_UP) - taken)
+        room = int(wanted * TOP_UP) - taken
+        part, _ = _split(batch.take(np.unique(there.passage[helps])), room)
         coverage = coverage.with_more(Coverage.of(part, targets))
         taken += part.tokens
         parts.append(part)
@@ -294,11 +299,12 @@ def _batches(model: Model, documents: Iterable[str], continues: np.ndarray) -> I
         )
 
 
-def _up_to(passages: Passages, tokens: int) -> Passages:
-    """The first passages that hold so many tokens to be scored."""
+def _split(passages: Passages, tokens: int) -> tuple[Passages, Passages]:
+    """The first passages that hold so many tokens to be scored, and the others."""
     counts = np.cumsum(passages.lengths - passages.scored_from)
-    kept = int(np.searchsorted(counts, tokens)) + 1
-    return passages.take(np.arange(min(kept, len(passages))))
+    kept = min(int(np.searchsorted(counts, tokens)) + 1, len(passages))
+    indices = np.arange(len(passages))
+    return passages.take(indices[:kept]), passages.take(indices[kept:])
 
 
 class _Counted:

@@ -102,14 +102,22 @@ class Coverage:
     def say(self) -> None:
         """Log what is still missing, a line for each concept that lacks something."""
         for i, name in enumerate(self.concepts):
-            if self.available[i] < WORDS:
+            words, documents = int(self.words[i]), int(self.documents[i])
+            available = int(self.available[i])
+            if available < WORDS:
                 logger.info(
-                    "%s: %d of its words are single tokens of this model; %d would make a sound test",
-                    name, self.available[i], WORDS,
-                )  # fmt: skip
+                    "%s: %d of its words are single tokens of this model, short of %d",
+                    name,
+                    available,
+                    WORDS,
+                )
             if self.is_short[i]:
                 logger.warning(
-                    "%s: the text holds %d of its words in %d documents, short of %d and %d; give "
-                    "more --corpus-tokens or another --corpus",
-                    name, self.words[i], self.documents[i], min(WORDS, self.available[i]), DOCUMENTS,
-                )  # fmt: skip
+                    "%s: the text holds %d of its words in %d documents, short of %d in %d; "
+                    "give more --corpus-tokens or another --corpus",
+                    name,
+                    words,
+                    documents,
+                    min(WORDS, available),
+                    DOCUMENTS,
+                )

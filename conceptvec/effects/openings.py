@@ -93,7 +93,7 @@ def second_round(
 
 
 def openings_needed(written: Coverage, texts: int) -> np.ndarray:
-    """Openings that each concept gets in the second round, in all at most half of the first: (C,)."""
+    """Openings of each concept in the second round, in all at most half of the first: (C,)."""
     given = texts / max(len(written.concepts), 1)
     yields = np.clip(written.documents / max(given, 1), 0.05, YIELD)
     for_documents = written.missing_documents / yields
@@ -113,7 +113,7 @@ def opening_words(
         mixed = [words[i] for i in order]
         return sorted(mixed, key=lambda word: normalise(word) in seen)
 
-    usable = {
+    usable: dict[str, list[str]] = {
         language: [word for word in words if word not in concept.homographs]
         for language, words in concept.words.items()
     }
@@ -158,17 +158,25 @@ def as_parts(
 
 def _opening(model: Model, word: str, is_title: bool, chat: bool) -> tuple[int, ...]:
     """The tokens of one opening; of a word that takes too many, those of an empty one."""
-    capital = word[:1].upper() if len(word[:1].upper()) == 1 else word[:1]
-    text = capital + word[1:] + (TITLE if word and is_title else "")
     nothing = _empty(model, chat)
     if not word:
         return nothing
+    # With a capital, unless the vocabulary writes it with fewer tokens without one.
+    capital = word[:1].upper() if len(word[:1].upper()) == 1 else word[:1]
+    forms = [capital + word[1:], word, " " + word]
+    end = TITLE if is_title else ""
+    written = [_encoded(model, form + end, chat) for form in forms]
+    unknown = model.tokenizer.unk_token_id
+    known = [ids for ids in written if unknown not in ids and len(ids) > 0]
+    shortest = min(known, key=len, default=nothing)
+    return tuple(shortest) if len(shortest) <= len(nothing) + LONGEST else nothing
+
+
+def _encoded(model: Model, text: str, chat: bool) -> list[int]:
     if chat:
-        ids = model.encode(text, chat=True)
-    else:
-        bare = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids = [*start_of_text(model.tokenizer), *bare]
-    return tuple(ids) if 0 < len(ids) <= len(nothing) + LONGEST else nothing
+        return model.encode(text, chat=True)
+    bare = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [*start_of_text(model.tokenizer), *bare]
 
 
 def _empty(model: Model, chat: bool) -> tuple[int, ...]:

@@ -3,8 +3,8 @@
 Two things hold for every passage, whoever wrote it:
 
 1. It begins as the tokenizer begins a text: with BOS where its own encoding puts one.
-2. It ends where a word ends, so that its last token may be a target like any other. Longer texts are
-   cut there, and the model's texts are cut back to the last such place.
+2. It ends where a word ends, so that its last token may be a target like any other. Longer texts
+   are cut there, and the model's texts are cut back to the last such place.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Passages:
     @classmethod
     def of_lists(
         cls,
-        passages: Sequence[Sequence[int]],
+        passages: Sequence[Sequence[int] | np.ndarray],
         scored_from: Sequence[int],
         documents: Sequence[int],
     ) -> Passages:

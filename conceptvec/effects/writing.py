@@ -140,7 +140,7 @@ def _cache_is_right(model: Model, length: int) -> bool:
     """Whether a cache that keeps everything gives what the whole text gives.
 
     Beyond a sliding window it does not in every version of transformers. No text here is as long as
-    a real model's window of 512 tokens or more; the demo's of 16 costs next to nothing to run again.
+    a real model's window of 512 tokens or more; the demo's of 16 is run again at little cost.
     """
     window = getattr(model.hf.config.get_text_config(), "sliding_window", None)
     return window is None or length <= window

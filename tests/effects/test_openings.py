@@ -1,0 +1,156 @@
+"""Openings: fair to the concepts, seeded, and enough of them where a concept is short."""
+
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from conceptvec.concepts import load_concepts
+from conceptvec.effects.coverage import DOCUMENTS, WORDS, Coverage
+from conceptvec.effects.openings import (
+    EMPTY_EVERY,
+    TEXTS_A_PART,
+    TOP_UP,
+    first_round,
+    opening_words,
+    openings_needed,
+    second_round,
+)
+from conceptvec.effects.target_words import TargetWords, token_pieces
+from conceptvec.effects.writing import LENGTH
+from conceptvec.errors import RequestError
+from conceptvec.scoring.lexicon import Lexicon
+from tests.conftest import ANIMALS, COLORS
+
+SOURCE = f"animals={','.join(ANIMALS)};colors={','.join(COLORS)}"
+
+
+@pytest.fixture(scope="module")
+def concepts():
+    return load_concepts(SOURCE, with_prompts=False)
+
+
+@pytest.fixture
+def targets(tiny, concepts):
+    pieces = token_pieces(tiny.tokenizer, tiny.vocab_size)
+    return TargetWords.build(Lexicon.build(concepts), pieces)
+
+
+def coverage(words: list[int], documents: list[int], each: int = 40) -> Coverage:
+    """What a text holds of concepts with `each` words in the vocabulary."""
+    is_seen = np.concatenate([np.arange(each) < n for n in words])
+    names = tuple(f"c{i}" for i in range(len(words)))
+    word_concept = np.repeat(np.arange(len(words), dtype=np.int32), each)
+    return Coverage(names, is_seen, word_concept, np.array(documents))
+
+
+def test_all_words_are_used_before_one_comes_again():
+    concept = load_concepts(SOURCE, with_prompts=False).concepts[0]
+    words = list(islice(opening_words(concept, 0), 24))
+    assert sorted(words[:12]) == sorted(words[12:]) == sorted(ANIMALS)
+
+
+def test_words_that_a_text_lacks_come_first():
+    concept = load_concepts(SOURCE, with_prompts=False).concepts[0]
+    words = list(islice(opening_words(concept, 0, {"dog", "cat"}), 12))
+    assert set(words[-2:]) == {"dog", "cat"}
+
+
+def test_most_openings_of_many_languages_are_english():
+    concept = load_concepts(None, with_prompts=False).concepts[0]
+    words = list(islice(opening_words(concept, 0), 400))
+    english = sum(word in concept.words["en"] for word in words)
+    assert 300 <= english <= 330  # some words are the same in another language
+
+
+def test_homographs_open_no_text():
+    concept = load_concepts(None, with_prompts=False).concepts[0]
+    assert not set(islice(opening_words(concept, 0), 2000)) & concept.homographs
+
+
+def test_the_seed_decides_the_words():
+    concept = load_concepts(None, with_prompts=False).concepts[0]
+    first, again, other = (list(islice(opening_words(concept, s), 20)) for s in (0, 0, 1))
+    assert first == again != other
+
+
+def test_every_concept_opens_as_many_texts(tiny, concepts):
+    plan = first_round(tiny, concepts.concepts, 400 * LENGTH, 0)
+    ids = [opening for part in plan for opening in part.openings]
+    empty = Counter(len(opening) for opening in ids)
+    assert len(ids) == 400
+    assert empty[1] >= 400 // EMPTY_EVERY
+
+
+def test_parts_are_full_and_have_seeds_of_their_own(tiny, concepts):
+    plan = first_round(tiny, concepts.concepts, 600 * LENGTH, 0)
+    assert [len(part.openings) for part in plan] == [TEXTS_A_PART, TEXTS_A_PART, 88]
+    assert len({part.seed for part in plan}) == 3
+
+
+def test_openings_of_a_part_have_about_one_length(tiny, concepts):
+    plan = first_round(tiny, concepts.concepts, 600 * LENGTH, 0)
+    lengths = [len(opening) for part in plan for opening in part.openings]
+    assert lengths == sorted(lengths)
+
+
+def test_empty_openings_begin_with_bos(tiny, concepts):
+    plan = first_round(tiny, concepts.concepts, 8 * LENGTH, 0)
+    assert plan[0].openings[0] == (tiny.bos_id,)
+
+
+def test_without_bos_and_eos_there_is_a_message(tiny, concepts):
+    tiny.tokenizer.bos_token = tiny.tokenizer.eos_token = None
+    with pytest.raises(RequestError, match="neither a bos nor an eos"):
+        first_round(tiny, concepts.concepts, 8 * LENGTH, 0)
+
+
+def test_nothing_is_short_where_there_is_enough():
+    enough = coverage([WORDS, 40], [DOCUMENTS, 500])
+    assert not enough.is_short.any()
+    assert openings_needed(enough, 1000).tolist() == [0, 0]
+
+
+def test_short_concepts_alone_get_more():
+    needed = openings_needed(coverage([WORDS, 10, 40], [DOCUMENTS, 300, 90]), 1000)
+    assert needed[0] == 0
+    assert needed[1] > 0
+    assert needed[2] > 0
+
+
+def test_more_texts_are_at_most_half_as_many():
+    needed = openings_needed(coverage([0] * 12, [0] * 12), 1000)
+    assert 0.9 * TOP_UP * 1000 <= needed.sum() <= TOP_UP * 1000 + 12
+
+
+def test_a_concept_of_seven_words_is_asked_for_seven():
+    seven = coverage([7], [DOCUMENTS], each=7)
+    assert not seven.is_short.any()
+
+
+def test_a_concept_without_words_is_asked_for_nothing():
+    none = Coverage(("c",), np.zeros(0, bool), np.zeros(0, np.int32), np.array([0]))
+    assert not none.is_short.any()
+
+
+def test_the_second_round_is_made_of_words_that_were_not_seen(tiny, concepts, targets):
+    seen = [word for word in targets.words if word != "dog"]
+    is_seen = np.array([word in seen for word in targets.words])
+    written = Coverage(targets.concepts, is_seen, targets.word_concept, np.array([500, 500]))
+    plan = second_round(tiny, concepts.concepts, written, targets, 1000, 0)
+    assert len(plan[0].openings) == 4
+    assert plan[0].seed != first_round(tiny, concepts.concepts, 100, 0)[0].seed
+
+
+def test_no_second_round_where_nothing_lacks(tiny, concepts, targets):
+    is_seen = np.ones(len(targets.words), bool)
+    written = Coverage(targets.concepts, is_seen, targets.word_concept, np.array([500, 500]))
+    assert second_round(tiny, concepts.concepts, written, targets, 1000, 0) == []
+
+
+def test_what_lacks_is_said(caplog):
+    caplog.set_level("INFO")
+    coverage([WORDS, 10], [DOCUMENTS, 20]).say()
+    assert "c1: the text holds 10 of its words in 20 documents" in caplog.text
+    assert "c0" not in caplog.text
