@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from conceptvec.concepts import ConceptSet, load_concepts
 from conceptvec.config import Config, parse_layers
 from conceptvec.extraction.agreement import projection_agreement
 from conceptvec.extraction.poles import Projections, make_projector, project_neurons, sample_neurons
 from conceptvec.extraction.poles import null_directions as null_directions
 from conceptvec.extraction.projection import Projector
-from conceptvec.model.network import Model
 from conceptvec.model.weights import Weights
 from conceptvec.records import SIGNS, Pole
-from conceptvec.runfolder import Arrays, Parts, Task
+from conceptvec.runfolder import Parts, Task
 from conceptvec.text import html_table, words_of
 
 logger = logging.getLogger(__name__)

@@ -199,7 +199,7 @@ def preflight(config: Config) -> Plan:
         needs=needs,
         has=has,
         run_folder=FolderState(path=str(folder), state=state),
-        warnings=tuple(_warnings(config, needs, has)),
+        warnings=tuple(_warnings(needs, has)),
         problems=(*_space_problems(folder, needs, has), *taken),
     )
 
@@ -215,7 +215,7 @@ def _model_facts(config: Config, checkpoint: Checkpoint) -> ModelFacts:
     )
 
 
-def _warnings(config: Config, needs: Needs, has: Has) -> list[str]:
+def _warnings(needs: Needs, has: Has) -> list[str]:
     warnings = []
     if needs.memory_bytes > has.memory_bytes:
         warnings.append(

@@ -60,7 +60,7 @@ def damage_agreement(
         edits += [Edit(layer, neuron, x) for x in (nothing, -vector, turned.direction)]
 
     ours = np.concatenate(measured)  # (9, texts)
-    exact = reference(model, sample, edits)
+    exact = reference(model, [(list(text.ids), text.start) for text in sample], edits)
     difference = float(np.abs(ours - exact).max())
     drops = (ours[::3].repeat(3, 0) - ours) - (exact[::3].repeat(3, 0) - exact)
     return agreement(
