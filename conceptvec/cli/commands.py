@@ -92,7 +92,7 @@ def calibrate(arguments: argparse.Namespace) -> Answer:
     """``conceptvec calibrate``."""
     from conceptvec.model.network import load_model
     from conceptvec.runfolder import write_atomic
-    from conceptvec.show.figures import calibration
+    from conceptvec.show.figures import calibration, save_figure
     from conceptvec.tools.calibrate import calibrate, calibration_table
 
     if arguments.vectors < 1 or arguments.planted < 1:
@@ -107,9 +107,8 @@ def calibrate(arguments: argparse.Namespace) -> Answer:
     folder = folder if config.out else folder.with_name(folder.name + "-calibration")
     text = json.dumps(answer, indent=1, allow_nan=False)
     write_atomic(folder / "calibration.json", text.encode())
-    figure = folder / "calibration.png"
-    calibration(answer).savefig(figure, dpi=150)
-    return Answer(answer, lambda: f"{calibration_table(answer)}\n{figure}")
+    picture = save_figure(calibration(answer), folder / "calibration.png")
+    return Answer(answer, lambda: f"{calibration_table(answer)}\n{picture}")
 
 
 def selfcheck(arguments: argparse.Namespace) -> Answer:

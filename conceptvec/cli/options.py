@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
@@ -147,16 +147,22 @@ def _add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
             _add_option(heading, option)
 
 
-def _add_option(parser: argparse._ActionsContainer, option: Field[Any]) -> None:
+def _add_option(parser: Any, option: Field[Any]) -> None:
+    """Add one field of `Config`; an argument that is not given stays `MISSING`."""
     flag, text = "--" + option.name.replace("_", "-"), option.metadata["help"].replace("%", "%%")
     if isinstance(option.default, bool):
         parser.add_argument(flag, action="store_true", default=MISSING, help=text)
         return
-    default = option.default
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    says_it = shown is None or "(default" in text
-    note = "" if says_it else f" (default {shown})"
+    says_it = option.default is None or "(default" in text
+    note = "" if says_it else f" (default {_written(option.default)})"
     parser.add_argument(flag, default=MISSING, metavar="…", help=text + note)
+
+
+def _written(default: Any) -> str:
+    """A default as one would write it on the command line."""
+    if isinstance(default, tuple):
+        return ",".join(map(str, cast(tuple[Any, ...], default)))
+    return str(default)
 
 
 @cache

@@ -38,8 +38,8 @@ def check(document: Any, name: str) -> None:
     """
     import jsonschema
 
-    errors = jsonschema.Draft202012Validator(schema()).iter_errors(document)
-    if (error := next(errors, None)) is not None:
+    validator: Any = jsonschema.Draft202012Validator(schema())
+    if (error := next(validator.iter_errors(document), None)) is not None:
         raise RequestError(
             f"{name}: {error.json_path}: {error.message[:300]}; expected a conceptvec results file"
         )

@@ -41,7 +41,7 @@ def matching(
         words: each must be part of a token of either pole.
     """
     wanted = printable(words).casefold().split()
-    fitting = []
+    fitting: list[Entry] = []
     for entry in entries:
         is_chosen = all(value in (ALL, entry[name]) for name, value in filters.items())
         if is_chosen and scores[0] <= entry["score"] <= scores[1] and _has(entry, wanted):

@@ -72,7 +72,7 @@ CONTROLS = {
 def _nulls(document: Mapping[str, Any]) -> list[str]:
     """What the controls gave."""
     calibration = document["null_calibration"]
-    phrases = []
+    phrases = list[str]()
     for kind, name in CONTROLS.items():
         control = calibration if kind == "null" else calibration.get(kind, {})
         if control.get("n"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -87,8 +88,9 @@ def shape_of(checkpoint: Checkpoint) -> Shape:
     """
     where = f"--model: the config.json of {checkpoint.name}"
     settings = dict(checkpoint.config)
+    known: Any = AutoConfig
     try:
-        text = AutoConfig.for_model(settings.pop("model_type"), **settings).get_text_config()
+        text = known.for_model(settings.pop("model_type"), **settings).get_text_config()
         shape = Shape(
             layers=text.num_hidden_layers,
             hidden_size=text.hidden_size,

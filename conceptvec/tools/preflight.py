@@ -216,7 +216,7 @@ def _model_facts(config: Config, checkpoint: Checkpoint) -> ModelFacts:
 
 
 def _warnings(needs: Needs, has: Has) -> list[str]:
-    warnings = []
+    warnings: list[str] = []
     if needs.memory_bytes > has.memory_bytes:
         warnings.append(
             "memory may not do: a smaller --batch-size, --dtype bfloat16 or another --device "
@@ -227,7 +227,7 @@ def _warnings(needs: Needs, has: Has) -> list[str]:
 
 def _space_problems(folder: Path, needs: Needs, has: Has) -> list[str]:
     """What disks and rights forbid."""
-    problems = []
+    problems: list[str] = []
     if needs.disk_bytes > has.disk_bytes:
         problems.append(
             f"--out: {folder} has room for {size(has.disk_bytes)}, a run needs about "
@@ -262,7 +262,7 @@ def _folder_state(folder: Path, config: Config) -> tuple[str, list[str]]:
 
 def _longer_runs(folder: Path, config: Config) -> list[str]:
     """A finished run of more stages is no less than this one: it is not replaced."""
-    problems = []
+    problems: list[str] = []
     for path in folder.glob("concept_vector_results_*.json"):
         stages = _stages_of(path)
         if len(stages) > len(config.stages):

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from conceptvec.show.figures.card import vector_card
 from conceptvec.show.figures.counts import concept_distribution, funnel, layer_by_concept
 from conceptvec.show.figures.damage import drops
@@ -38,8 +40,12 @@ def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name in FIGURES:
         (folder / f"{name}.png").unlink(missing_ok=True)
-    paths = []
-    for name in measured(results):
-        paths.append(folder / f"{name}.png")
-        FIGURES[name](results).savefig(paths[-1], dpi=150)
-    return paths
+    return [
+        save_figure(FIGURES[name](results), folder / f"{name}.png") for name in measured(results)
+    ]
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write one figure as PNG."""
+    figure.savefig(path, dpi=150)
+    return path
