@@ -12,7 +12,9 @@ from conceptvec.effects.rows import Targets, targets_of
 N_WORDS, N_CONCEPTS = 12, 3
 WORD_CONCEPT = np.arange(N_WORDS) % N_CONCEPTS
 
-occurrence = st.tuples(st.integers(0, 7), st.integers(1, 20), st.integers(0, N_WORDS - 1), st.booleans())
+occurrence = st.tuples(
+    st.integers(0, 7), st.integers(1, 20), st.integers(0, N_WORDS - 1), st.booleans()
+)
 occurrences = st.lists(occurrence, unique_by=lambda x: x[:2], max_size=40)
 
 
@@ -29,7 +31,9 @@ def test_one_known_word_per_passage_and_concept(found: list) -> None:
     chosen, slot = rows.choose(given_targets, known)
     pairs = list(zip(given_targets.passage[chosen], given_targets.concept[chosen], strict=True))
     wanted = {
-        (p, c) for p, c, k in zip(given_targets.passage, given_targets.concept, known, strict=True) if k
+        (p, c)
+        for p, c, k in zip(given_targets.passage, given_targets.concept, known, strict=True)
+        if k
     }
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == wanted
