@@ -254,8 +254,8 @@ def read_passages(
     further = stream if rest is None else chain([rest], stream)
     more = _topped_up(further, passages, targets, wanted)
     logger.info(
-        "--corpus: %d tokens of the first %d documents, and %d passages of the next %d for concepts "
-        "with few words; the rest was left out",
+        "--corpus: %d tokens of the first %d documents, and %d passages of the next %d for "
+        "concepts with few words; the rest was left out",
         passages.tokens, used, len(more), documents.count - used,
     )  # fmt: skip
     return joined([passages, more], renumber=False)

@@ -1,4 +1,4 @@
-"""How much of each concept a text holds, and what it still lacks.
+"""How much text there should be, how much of each concept it holds, and what it still lacks.
 
 The scan wants `WORDS` distinct words of a concept and `DOCUMENTS` documents with one of them. A
 concept that has fewer words in the vocabulary can't give more, and is asked for those that it has.
@@ -22,6 +22,31 @@ GPU_TOKENS, MOST_TOKENS, FEWEST_TOKENS = 250_000, 120_000, 20_000
 SMALL_MODEL, SMALL_TOKENS = 1e7, 40_000  # operations a token; a toy needs no more
 CPU_OPERATIONS = 3e13
 DOCUMENTS = 100
+# Operations that text and scan may take where the user names no number of tokens: about 20 minutes
+# of two cores, 10 of a T4 or a laptop's GPU; and the numbers of tokens that are never left.
+BUDGET = {"cpu": 1.6e14, "mps": 6e14, "cuda": 1.5e15}
+FEWEST, MOST = 20_000, 240_000
+MOST_ON_CPU = 120_000
+
+
+def default_tokens(decoder_parameters: int, unembedding_parameters: int, device: str) -> int:
+    """How many tokens are written and scanned by default: whole thousands.
+
+    It depends on the model's size and the kind of device alone, so that the same command gives the
+    same results on any machine of a kind.
+
+    Args:
+        decoder_parameters: of the layers, without embeddings.
+        unembedding_parameters: vocabulary × hidden size.
+        device: cpu, mps or cuda.
+    """
+    # Writing is a forward pass with logits everywhere; the scan takes three and a half passes, with
+    # logits at the scored positions, which are few.
+    operations = 2 * (4.5 * decoder_parameters + 1.5 * unembedding_parameters)
+    kind = device.partition(":")[0]
+    most = MOST_ON_CPU if kind == "cpu" else MOST
+    tokens = min(max(BUDGET[kind] / max(operations, 1), FEWEST), most)
+    return int(tokens // 1000) * 1000
 
 
 def default_tokens(device: str, operations: float) -> int:

@@ -20,7 +20,7 @@ drawn to see whether the last word goes on, and the text is cut back to the end 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,9 @@ import numpy as np
 import torch
 
 from conceptvec.effects.passages import Passages
+from conceptvec.model.device import wide_products
 from conceptvec.model.memory import Batch
-from conceptvec.model.network import check_finite, wide_products
+from conceptvec.model.network import check_finite
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
@@ -108,42 +109,40 @@ def _write_rows(
     for row, opening in enumerate(openings):
         given[row, : len(opening)] = torch.tensor(opening)
     is_given = (torch.arange(width) < lengths[:, None]).to(model.device)
-    ids = given.to(model.device)
-    uniforms = uniforms.to(model.device)
+    given, uniforms = given.to(model.device), uniforms.to(model.device)
 
+    # What all rows have in common is read at once, the rest is a column for each step.
     shortest = int(lengths.min())
-    for step, states in _steps(model, ids, shortest):
+    columns = list(given[:, :shortest].unbind(1))
+    cache = _cache(model, width)
+    states = given.new_zeros(0)
+    for step in range(shortest, width):
+        states = next_states(model, columns, cache)
         drawn = draw(logits_of(model, states), uniforms[:, step])
-        ids[:, step] = torch.where(is_given[:, step], ids[:, step], drawn)
-        if step == width - 1:
-            check_finite(states, model.n_layers - 1)
-    return ids.cpu().numpy().astype(np.int32)
+        columns.append(torch.where(is_given[:, step], given[:, step], drawn))
+    check_finite(states, model.n_layers - 1)
+    return torch.stack(columns, 1).cpu().numpy().astype(np.int32)
 
 
-def _steps(model: Model, ids: torch.Tensor, first: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """For each column of `ids` from `first` on, the states (B, H) that decide it.
+def next_states(model: Model, columns: Sequence[torch.Tensor], cache: Any) -> torch.Tensor:
+    """The states (B, H) that decide what follows the columns (B,), all but one in the cache."""
+    is_new = cache is None or cache.get_seq_length() == 0
+    fed = torch.stack(list(columns if is_new else columns[-1:]), 1)
+    output = model.decoder(input_ids=fed, past_key_values=cache, use_cache=cache is not None)
+    return output.last_hidden_state[:, -1]
 
-    The columns before it must be filled by then; the cache holds all of them but the last.
+
+def _cache(model: Model, length: int) -> Any:
+    """A cache of keys and values for texts of a length, None where each step reads all of a text.
+
+    A cache that keeps everything is wrong beyond a sliding window in some versions of transformers.
+    No text here is as long as a real model's window of 512 tokens or more; the demo's of 16 is read
+    again and again at little cost.
     """
     from transformers import DynamicCache
 
-    cache = DynamicCache() if _cache_is_right(model, ids.shape[1]) else None
-    for step in range(first, ids.shape[1]):
-        begin = 0 if cache is None or step == first else step - 1
-        output = model.decoder(
-            input_ids=ids[:, begin:step], past_key_values=cache, use_cache=cache is not None
-        )
-        yield step, output.last_hidden_state[:, -1]
-
-
-def _cache_is_right(model: Model, length: int) -> bool:
-    """Whether a cache that keeps everything gives what the whole text gives.
-
-    Beyond a sliding window it does not in every version of transformers. No text here is as long as
-    a real model's window of 512 tokens or more; the demo's of 16 is run again at little cost.
-    """
     window = getattr(model.hf.config.get_text_config(), "sliding_window", None)
-    return window is None or length <= window
+    return DynamicCache() if window is None or length <= window else None
 
 
 def logits_of(model: Model, states: torch.Tensor) -> torch.Tensor:
@@ -199,10 +198,10 @@ def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """
     cumulative = weights.cumsum(1)
     share = (uniforms * cumulative[:, -1])[:, None]
-    index = (cumulative <= share).sum(1)
-    places = torch.arange(weights.shape[1], device=weights.device)
+    index = (cumulative <= share).sum(1, dtype=torch.int32)
+    places = torch.arange(weights.shape[1], dtype=torch.int32, device=weights.device)
     last = torch.where(weights > 0, places, 0).amax(1)
-    return torch.minimum(index, last)
+    return torch.minimum(index, last).long()
 
 
 def _as_passages(

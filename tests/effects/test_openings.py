@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conceptvec.concepts import load_concepts
-from conceptvec.effects.coverage import DOCUMENTS, WORDS, Coverage
+from conceptvec.effects.coverage import DOCUMENTS, WORDS, Coverage, default_tokens
 from conceptvec.effects.openings import (
     EMPTY_EVERY,
     TEXTS_A_PART,
@@ -16,6 +16,7 @@ from conceptvec.effects.openings import (
     opening_words,
     openings_needed,
     second_round,
+    usable_words,
 )
 from conceptvec.effects.target_words import TargetWords, token_pieces
 from conceptvec.effects.writing import LENGTH
@@ -45,42 +46,90 @@ def coverage(words: list[int], documents: list[int], each: int = 40) -> Coverage
     return Coverage(names, is_seen, word_concept, np.array(documents))
 
 
-def test_all_words_are_used_before_one_comes_again():
-    concept = load_concepts(SOURCE, with_prompts=False).concepts[0]
-    words = list(islice(opening_words(concept, 0), 24))
+def pairs(model, concept, count: int, seed: int = 0, seen=()) -> list[str]:
+    return list(islice(opening_words(model, concept, seed, seen), count))
+
+
+def test_all_words_are_used_before_one_comes_again(tiny, concepts):
+    words = " ".join(pairs(tiny, concepts.concepts[0], 12)).split()
     assert sorted(words[:12]) == sorted(words[12:]) == sorted(ANIMALS)
 
 
-def test_words_that_a_text_lacks_come_first():
-    concept = load_concepts(SOURCE, with_prompts=False).concepts[0]
-    words = list(islice(opening_words(concept, 0, {"dog", "cat"}), 12))
+def test_words_that_a_text_lacks_come_first(tiny, concepts):
+    words = " ".join(pairs(tiny, concepts.concepts[0], 6, seen={"dog", "cat"})).split()
     assert set(words[-2:]) == {"dog", "cat"}
 
 
-def test_most_openings_of_many_languages_are_english():
-    concept = load_concepts(None, with_prompts=False).concepts[0]
-    words = list(islice(opening_words(concept, 0), 400))
-    english = sum(word in concept.words["en"] for word in words)
-    assert 300 <= english <= 330  # some words are the same in another language
+def test_a_concept_of_one_word_opens_with_it(tiny):
+    concept = load_concepts("a=dog", with_prompts=False).concepts[0]
+    assert pairs(tiny, concept, 3) == ["dog"] * 3
 
 
-def test_homographs_open_no_text():
-    concept = load_concepts(None, with_prompts=False).concepts[0]
-    assert not set(islice(opening_words(concept, 0), 2000)) & concept.homographs
+def test_words_of_single_tokens_are_preferred(tiny):
+    words = [*ANIMALS, "armadillo", "no-such-word"]
+    concept = load_concepts("a=" + ",".join(words), with_prompts=False).concepts[0]
+    assert usable_words(tiny, concept) == {"": ANIMALS}
 
 
-def test_the_seed_decides_the_words():
-    concept = load_concepts(None, with_prompts=False).concepts[0]
-    first, again, other = (list(islice(opening_words(concept, s), 20)) for s in (0, 0, 1))
+def test_a_concept_with_few_of_them_uses_all_its_words(tiny):
+    concept = load_concepts("a=dog,armadillo", with_prompts=False).concepts[0]
+    assert usable_words(tiny, concept) == {"": ["dog", "armadillo"]}
+
+
+@pytest.fixture
+def built_in(tiny, monkeypatch):
+    """A built-in concept, every word of it a single token."""
+    monkeypatch.setattr(
+        "conceptvec.effects.openings._single_tokens", lambda model, words: list(words)
+    )
+    return load_concepts(None, with_prompts=False).concepts[0]
+
+
+def test_three_of_four_openings_of_many_languages_are_english(tiny, built_in):
+    words = pairs(tiny, built_in, 400)
+    is_english = [set(pair.split()) <= set(built_in.words["en"]) for pair in words]
+    assert all(all(is_english[i : i + 3]) for i in range(0, 400, 4))
+    assert sum(is_english) <= 320  # some words are the same in another language
+
+
+def test_the_words_of_an_opening_are_of_one_language(tiny, built_in):
+    for pair in pairs(tiny, built_in, 400):
+        assert any(set(pair.split()) <= set(" ".join(w).split()) for w in built_in.words.values())
+
+
+def test_homographs_open_no_text(tiny, built_in):
+    words = " ".join(pairs(tiny, built_in, 2000)).split()
+    assert not set(words) & built_in.homographs
+
+
+def test_the_seed_decides_the_words(tiny, concepts):
+    first, again, other = (pairs(tiny, concepts.concepts[0], 20, seed) for seed in (0, 0, 1))
     assert first == again != other
 
 
+def concept_shares(model, plan) -> Counter:
+    """How many openings are made of each list of words."""
+    shares: Counter = Counter()
+    for part in plan:
+        for opening in part.openings:
+            words = [token.strip("▁") for token in model.tokenizer.convert_ids_to_tokens(opening)]
+            shares["animals"] += words[-1] in ANIMALS
+            shares["colors"] += words[-1] in COLORS
+            shares["empty"] += opening == (model.bos_id,)
+    return shares
+
+
 def test_every_concept_opens_as_many_texts(tiny, concepts):
-    plan = first_round(tiny, concepts.concepts, 400 * LENGTH, 0)
-    ids = [opening for part in plan for opening in part.openings]
-    empty = Counter(len(opening) for opening in ids)
-    assert len(ids) == 400
-    assert empty[1] >= 400 // EMPTY_EVERY
+    shares = concept_shares(tiny, first_round(tiny, concepts.concepts, 400 * LENGTH, 0))
+    assert shares["empty"] == 400 // EMPTY_EVERY
+    assert shares["animals"] == shares["colors"] == 175
+
+
+def test_contrast_concepts_get_half_of_the_openings(tiny, concepts):
+    animals, colors = concepts.concepts
+    plan = first_round(tiny, [animals], 400 * LENGTH, 0, contrast=[colors])
+    shares = concept_shares(tiny, plan)
+    assert shares["animals"] == shares["colors"] == 175
 
 
 def test_parts_are_full_and_have_seeds_of_their_own(tiny, concepts):
@@ -154,3 +203,15 @@ def test_what_lacks_is_said(caplog):
     coverage([WORDS, 10], [DOCUMENTS, 20]).say()
     assert "c1: the text holds 10 of its words in 20 documents" in caplog.text
     assert "c0" not in caplog.text
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "cuda", "cuda:1"])
+def test_larger_models_get_less_text(device):
+    tokens = [default_tokens(10**n, 10 ** (n - 1), device) for n in range(5, 11)]
+    assert tokens == sorted(tokens, reverse=True)
+    assert tokens[0] > tokens[-1] >= 20_000
+
+
+def test_the_270m_gets_what_a_stable_count_needs():
+    # 116,000 tokens gave a stable count of used candidates, 58,000 did not.
+    assert 100_000 <= default_tokens(100_300_000, 262_144 * 640, "cpu") <= 120_000

@@ -13,10 +13,11 @@ from conceptvec.effects.writing import (
     BLOCK,
     WrittenPart,
     _as_passages,
-    _steps,
+    _cache,
     draw,
     ending_tokens,
     logits_of,
+    next_states,
     part_seed,
     write,
 )
@@ -94,7 +95,9 @@ def test_every_step_sees_the_whole_text(family, window):
     ids = torch.randint(9, 200, (3, 20), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model.decoder(input_ids=ids, use_cache=False).last_hidden_state
-        for step, states in _steps(model, ids, 3):
+        cache = _cache(model, ids.shape[1])
+        for step in range(3, ids.shape[1]):
+            states = next_states(model, ids[:, :step].unbind(1), cache)
             torch.testing.assert_close(states, expected[:, step - 1], rtol=1e-5, atol=2e-5)
 
 
