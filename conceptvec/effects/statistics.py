@@ -45,6 +45,11 @@ class Contrast:
         """Words of every concept: (C,)."""
         return np.bincount(self.concept, minlength=len(self.against))
 
+    @property
+    def judged(self) -> np.ndarray:
+        """How many words of every concept are judged: (C,)."""
+        return -(-self.sizes // self.share)
+
     def shuffled(self, rng: np.random.Generator) -> Contrast:
         """The same with the words' labels permuted."""
         return Contrast(rng.permutation(self.concept), self.against, self.share)
@@ -97,7 +102,7 @@ def _moments(
         if not size:
             continue
         own = np.flatnonzero(words.concept == c)
-        judged = -(-size // words.share)
+        judged = int(words.judged[c])
         chosen = effect[own]
         if judged < size:
             best = np.argpartition(-readout[own], judged - 1, axis=0)[:judged]
