@@ -38,6 +38,7 @@ Arrays = dict[str, Any]
 EFFECTS = ("zero", "mean", "largest_other", "firing")
 P_VALUES = ("p", "p_words", "p_moved")
 LARGEST = float(np.finfo(np.float16).max)
+OTHERS = 0.5  # largest effect on another concept, as a share of the concept's own
 LEAST_JUDGED = 5  # judged words from which a concept's null values are pooled with the others'
 
 
@@ -132,11 +133,15 @@ class Everywhere:
         """The largest p with q ≤ 0.05; −1 where there is none."""
         return cut_off(self.p, self.q)
 
-    @property
+    @cached_property
+    def is_specific(self) -> np.ndarray:
+        """Where the concept loses, and every other one at most half as much: bool."""
+        return (self.mean > 0) & (np.maximum(self.largest_other, 0) <= OTHERS * self.mean)
+
+    @cached_property
     def is_used(self) -> np.ndarray:
-        """Used: q ≤ 0.05, and every other concept loses at most half as much; bool."""
-        is_specific = np.maximum(self.largest_other, 0) <= self.mean / 2
-        return (self.q <= MAX_Q) & (self.mean > 0) & is_specific
+        """Where q ≤ 0.05, and the effect is specific: bool."""
+        return (self.q <= MAX_Q) & self.is_specific
 
     def pole(self, layer: int, neuron: int, sign: int) -> Pole:
         """The pole at a place of the arrays."""
