@@ -53,9 +53,7 @@ def named_poles(scan: Scan, everywhere: Everywhere) -> list[Named]:
     return [item for item in facts if item.use.words >= CARRYING and item.use.other_share <= OTHERS]
 
 
-def strongest(
-    scan: Scan, everywhere: Everywhere, concept: int, limit: int
-) -> list[Named]:
+def strongest(scan: Scan, everywhere: Everywhere, concept: int, limit: int) -> list[Named]:
     """The poles with the largest effects on a concept, those alone that serve no other as much."""
     serves_it = (everywhere.mean[concept] > 0) & everywhere.is_specific[concept]
     effect = np.where(serves_it, everywhere.mean[concept], -np.inf).ravel()
@@ -93,7 +91,9 @@ def facts_at(scan: Scan, everywhere: Everywhere, places: np.ndarray) -> list[Nam
     return [item for _, item in facts]
 
 
-def promoted(poles: Sequence[Pole], model: Model, fold: str, projector: Projector, texts: Sequence[str]) -> Lists:
+def promoted(
+    poles: Sequence[Pole], model: Model, fold: str, projector: Projector, texts: Sequence[str]
+) -> Lists:
     """The tokens that each pole's vector promotes most, with the readout.
 
     Args:
@@ -121,18 +121,27 @@ class ByScan:
     """What the scan over all poles and concepts adds to the results.
 
     Attributes:
+        scan: what it follows from.
         named: (id, concept) of all poles that it names.
         effect_only: those of them that Stage 2 did not name, as the results hold them.
         overview: effects against scores and layers, for the figures.
     """
 
+    scan: Scan
     named: frozenset[tuple[str, str]]
     effect_only: list[dict[str, Any]]
     overview: dict[str, Any]
 
+    def marked(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """A tested candidate's entry with what named it: the projection, or the scan as well."""
+        is_named = (entry["id"], entry["concept"]) in self.named
+        return entry | {"found_by": "both" if is_named else "projection"}
+
 
 def effect_only_entries(
-    named: Sequence[Named], by_projection: Collection[tuple[str, str]], lists: Callable[[Sequence[Pole]], Lists]
+    named: Sequence[Named],
+    by_projection: Collection[tuple[str, str]],
+    lists: Callable[[Sequence[Pole]], Lists],
 ) -> list[dict[str, Any]]:
     """The poles that Stage 2 did not name for the concept, as the results hold them.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from conceptvec.effects.everywhere import Everywhere
+from conceptvec.records import PoleScores
 from conceptvec.text import plain
 
 SCORES = np.linspace(0, 1, 21)  # edges of the bins of Stage 2's score
@@ -16,25 +17,6 @@ SMALLEST, LARGEST, STEPS = 1e-4, 10.0, 40  # nats: bins of the effect on a logar
 EFFECTS = np.r_[
     -np.geomspace(LARGEST, SMALLEST, STEPS + 1), np.geomspace(SMALLEST, LARGEST, STEPS + 1)
 ]
-
-
-@dataclass(frozen=True)
-class PoleScores:
-    """Stage 2's scores of the poles that have a word of some concept; all (P,).
-
-    Attributes:
-        layer: the model's number of it.
-        neuron: zero-based.
-        sign: 0 for the pole +, 1 for the pole −.
-        concept: the best concept's number in the run.
-        score: in [0, 1].
-    """
-
-    layer: np.ndarray
-    neuron: np.ndarray
-    sign: np.ndarray
-    concept: np.ndarray
-    score: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -53,7 +35,10 @@ class MovedEffects:
 
 
 def overview(
-    everywhere: Everywhere, named: Sequence[tuple[str, int]], scores: PoleScores, moved: MovedEffects
+    everywhere: Everywhere,
+    named: Sequence[tuple[str, int]],
+    scores: PoleScores,
+    moved: MovedEffects,
 ) -> dict[str, Any]:
     """The part of the results that the figures of the scan are drawn from.
 
@@ -86,7 +71,10 @@ def effect_by_score(
     effect, is_used = everywhere.mean[at].astype(float), everywhere.is_used[at]
     counts, _, _ = np.histogram2d(scores.score, _inside(effect), (SCORES, EFFECTS))
     whole, _ = np.histogram(_inside(everywhere.mean.astype(float).ravel()), EFFECTS)
-    rest = {"n": everywhere.p.size - len(effect), "used": int(everywhere.is_used.sum() - is_used.sum())}
+    rest = {
+        "n": everywhere.p.size - len(effect),
+        "used": int(everywhere.is_used.sum() - is_used.sum()),
+    }
     return {
         "score_edges": SCORES.round(6).tolist(),
         "effect_edges": [plain(edge) for edge in EFFECTS],

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from conceptvec.effects.everywhere import (
+    OTHERS,
     Everywhere,
     Nulls,
+    largest_others,
     measure,
     moved_vectors,
     permuted_words,
 )
+from conceptvec.effects.named import ByScan, Lists, effect_only_entries, named_poles, promoted
+from conceptvec.effects.overview import MovedEffects, overview
 from conceptvec.effects.significance import Columns, statistic
+from conceptvec.effects.statistics import studentised
 from conceptvec.errors import RequestError
+from conceptvec.extraction.projection import Projector
+from conceptvec.records import Pole
 from conceptvec.runfolder import Parts, manifests, read_part
 from conceptvec.streams import rng
 from conceptvec.text import plain
 
 if TYPE_CHECKING:
     from conceptvec.effects.stage import Scan
+    from conceptvec.scoring.stage import Scored
 
 FILE = "scan.safetensors"
 
@@ -134,9 +144,7 @@ def controls_of(scan: Scan, nulls: Nulls, cut_off: float) -> dict[str, dict[str,
     return controls
 
 
-def _control(
-    t: np.ndarray, concepts: list[int], nulls: Nulls, cut_off: float
-) -> dict[str, Any]:
+def _control(t: np.ndarray, concepts: list[int], nulls: Nulls, cut_off: float) -> dict[str, Any]:
     p = np.stack([_p(row, concept, nulls) for row, concept in zip(t, concepts, strict=True)])
     return _rate(p, cut_off)
 
@@ -177,3 +185,48 @@ def read_survey(run: str | Path, fingerprint: str | None = None) -> Everywhere:
             "scan that model with another --out"
         )
     return everywhere
+
+
+def by_scan(scan: Scan, everywhere: Everywhere, scored: Scored, top_k: int) -> ByScan:
+    """What the scan over all poles and concepts adds to the results of a run.
+
+    Args:
+        scan: effects per word.
+        everywhere: every pole and concept.
+        scored: Stage 2.
+        top_k: tokens listed of each pole that Stage 2 did not name.
+    """
+    model, candidates = scan.model, scored.candidates
+    named = named_poles(scan, everywhere)
+    by_projection = {(entry["id"], entry["concept"]) for entry in scored.entries}
+    projector = Projector(model.unembedding, torch.as_tensor(candidates.masked), top_k)
+
+    def lists(poles: Sequence[Pole]) -> Lists:
+        return promoted(poles, model, scan.fold, projector, candidates.tokens)
+
+    return ByScan(
+        scan,
+        frozenset((item.pole.id, item.concept) for item in named),
+        effect_only_entries(named, by_projection, lists),
+        overview(
+            everywhere,
+            [(item.concept, item.pole.layer) for item in named],
+            scored.pole_scores,
+            moved_effects(scan, everywhere, scored),
+        ),
+    )
+
+
+def moved_effects(scan: Scan, everywhere: Everywhere, scored: Scored) -> MovedEffects:
+    """The candidates' vectors under neurons that are in no null, each for its own concept."""
+    at = np.flatnonzero(scan.is_held_out & ~scan.is_sampled)
+    columns, candidate = scan.moved_columns.take(at), scan.moved.pole[at]
+    concept, row = scan.candidate_concepts[candidate], np.arange(len(at))
+    tested = studentised(columns.mean, columns.readout, scan.contrast)
+    mean = tested.mean[concept, row]
+    other = largest_others(tested.mean, scan.contrast.sizes)[concept, row]
+    nulls = nulls_of(scan)
+    p = np.array([_p(t, c, nulls) for t, c in zip(tested.t[concept, row], concept, strict=True)])
+    is_specific = (mean > 0) & (np.maximum(other, 0) <= OTHERS * mean)
+    scores = np.array([entry["score"] for entry in scored.entries], float)
+    return MovedEffects(scores[candidate], mean, (p <= everywhere.cut_off) & is_specific)
