@@ -84,6 +84,7 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
             agree with the CPU.
     """
     from conceptvec.effects.stage import running_text, scan_text
+    from conceptvec.effects.survey import by_scan, survey
     from conceptvec.validation.stage import damage_candidates
 
     parts = parts or Parts()
@@ -94,10 +95,12 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
     ]
     layers = [projections.layer for projections in scored.candidates.layers]
     scan = scan_text(text, model, config, layers, named, scored.candidates.masked, parts)
+    everywhere = survey(scan, parts)
     validation = damage_candidates(
         scored.candidates_found, scan, config, scored.concepts.prompts(), parts
     )
-    return Results.build(model, config, scored.candidates, scored, scan, validation)
+    added = by_scan(scan, everywhere, scored, config.top_k)
+    return Results.build(model, config, scored.candidates, scored, added, validation)
 
 
 def open_run(model: Weights, config: Config) -> RunFolder:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+import numpy as np
 
 Sign = Literal["+", "-"]
 SIGNS: tuple[Sign, Sign] = ("+", "-")
@@ -85,3 +87,49 @@ def candidate_of(entry: Mapping[str, Any]) -> Candidate:
         tuple((text, value) for text, value in entry["top_tokens"]),
         tuple((text, value) for text, value in entry["opposite_tokens"]),
     )
+
+
+@dataclass(frozen=True)
+class PoleScores:
+    """Stage 2's scores of the poles that have a word of some concept; all (P,).
+
+    Attributes:
+        layer: the model's number of it.
+        neuron: zero-based.
+        sign: 0 for the pole +, 1 for the pole −.
+        concept: the best concept's number in the run.
+        score: in [0, 1].
+    """
+
+    layer: np.ndarray
+    neuron: np.ndarray
+    sign: np.ndarray
+    concept: np.ndarray
+    score: np.ndarray
+
+    @classmethod
+    def of(
+        cls, layer: int, neurons: np.ndarray, sign: Sign, concept: np.ndarray, score: np.ndarray
+    ) -> PoleScores:
+        """One pole of some neurons of a layer; −1 stands for no concept."""
+        has_one = concept >= 0
+        n = int(has_one.sum())
+        return cls(
+            np.full(n, layer),
+            neurons[has_one],
+            np.full(n, SIGNS.index(sign)),
+            concept[has_one],
+            score[has_one],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[PoleScores]) -> PoleScores:
+        """Parts one after the other."""
+        names = [column.name for column in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    @classmethod
+    def nothing(cls) -> PoleScores:
+        """No pole."""
+        nowhere = np.zeros(0, int)
+        return cls(nowhere, nowhere, nowhere, nowhere, np.zeros(0))

@@ -22,7 +22,7 @@ from conceptvec.text import plain
 from conceptvec.version import __version__
 
 if TYPE_CHECKING:
-    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.named import ByScan
     from conceptvec.extraction.stage import Candidates
     from conceptvec.model.network import Model
     from conceptvec.model.weights import Weights
@@ -40,7 +40,7 @@ class Results(dict[str, Any]):
         config: Config,
         candidates: Candidates,
         scored: Scored | None = None,
-        scan: Scan | None = None,
+        by_scan: ByScan | None = None,
         validation: Validation | None = None,
     ) -> Results:
         """The document of a run that ends with the last stage given.
@@ -50,12 +50,12 @@ class Results(dict[str, Any]):
             config: the run's options.
             candidates: Stage 1.
             scored: Stage 2, where it ran.
-            scan: text and first-order effects, where Stage 3 ran.
+            by_scan: the scan and what it adds, where Stage 3 ran.
             validation: Stage 3, where it ran.
         """
         seconds: dict[str, float | None] = {"extraction": candidates.seconds}
         seconds["scoring"] = scored.seconds if scored else None
-        seconds |= scan.seconds if scan else {}
+        seconds |= by_scan.scan.seconds if by_scan else {}
         seconds["validation"] = validation.seconds if validation else None
         run = {
             "schema_version": SCHEMA_VERSION,
@@ -78,7 +78,7 @@ class Results(dict[str, Any]):
             concept_distribution=_per_concept(valid, names) if validation else {},
             **_scoring_part(scored, validation),
             layers=[projections.layer for projections in candidates.layers],
-            **_validation_part(scan, validation, config),
+            **_validation_part(by_scan, validation, config),
         )
 
     def with_load_seconds(self, seconds: float) -> Results:
@@ -198,10 +198,10 @@ def _scoring_part(scored: Scored | None, validation: Validation | None) -> dict[
 
 
 def _validation_part(
-    scan: Scan | None, validation: Validation | None, config: Config
+    by_scan: ByScan | None, validation: Validation | None, config: Config
 ) -> dict[str, Any]:
     """Stage 3's fields, `conceptvec.document.validation.ValidationPart`; empty without it."""
-    if scan is None or validation is None:
+    if by_scan is None or validation is None:
         return {
             "verdicts": {},
             "validation_results": [],
@@ -209,13 +209,15 @@ def _validation_part(
             "effect_only": [],
             "concept_sets": [],
             "text": None,
+            "scan_overview": None,
         }
-    passages = scan.passages
+    passages = by_scan.scan.passages
     return {
         "verdicts": dict(sorted(Counter(e["verdict"] for e in validation.entries).items())),
-        "validation_results": validation.entries,
+        "validation_results": [by_scan.marked(entry) for entry in validation.entries],
         "null_calibration": validation.null_calibration,
-        "effect_only": [],
+        "effect_only": by_scan.effect_only,
+        "scan_overview": by_scan.overview,
         "concept_sets": validation.sets,
         "text": {
             "corpus": config.corpus,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from conceptvec.document.scoring import CandidateEntry
 from conceptvec.document.values import Count, Interval, Share, TextAndValue, Verdict
@@ -120,6 +120,7 @@ class ValidationEntry(CandidateEntry, Drops):
     """A candidate of Stage 2 with its verdict; the drops are those of the primary damage.
 
     Attributes:
+        found_by: projection (Stage 2 named it) or both (so does the scan over all poles).
         failed: the conditions that were not met.
         ci95: 95 % interval of the selectivity, bootstrap over documents.
         p_value: the larger of the scan's p_words and p_moved.
@@ -132,6 +133,7 @@ class ValidationEntry(CandidateEntry, Drops):
         prompts: transfer; null where there are no prompts or the vector is not validated.
     """
 
+    found_by: Literal["projection", "both"]
     verdict: Verdict
     validated: bool
     failed: list[str]
@@ -240,12 +242,76 @@ class TextFacts(TypedDict):
     known_words: dict[str, Count]
 
 
+class Used(TypedDict):
+    """Poles and concepts, and how many of them are used."""
+
+    n: Count
+    used: Count
+
+
+class ScanControl(Used):
+    """Poles and concepts that go together by chance, and how many reach the cut-off of p."""
+
+    share: Share
+
+
+class EffectByScore(TypedDict):
+    """Poles and concepts by Stage 2's score and first-order effect.
+
+    Attributes:
+        score_edges: of the bins of scores.
+        effect_edges: of the bins of mean ablation's effect, nats.
+        with_score: poles with their best concept, by bin of score and bin of effect.
+        without_score: all other poles and concepts, by bin of effect.
+        moved: the candidates' vectors under other neurons' firing: score and effect.
+    """
+
+    score_edges: list[float]
+    effect_edges: list[float]
+    with_score: list[list[Count]]
+    without_score: list[Count]
+    used_by_score: list[Used]
+    used_without_score: Used
+    moved: list[tuple[float, float]]
+    moved_used_by_score: list[Used]
+
+
+class EffectByLayer(TypedDict):
+    """One concept, layer by layer.
+
+    Attributes:
+        largest: the largest effect of a pole that serves no other concept half as much, nats.
+        named: poles that the scan names.
+    """
+
+    largest: list[float]
+    named: list[Count]
+
+
+class ScanOverview(TypedDict):
+    """What the scan says of all poles and concepts.
+
+    Attributes:
+        poles_and_concepts: how many were tested together.
+        cut_off: the largest p with q at most 0.05; null where there is none.
+        controls: by kind: permuted_words, moved, moved_candidates.
+        effect_by_layer: concept → layer by layer.
+    """
+
+    poles_and_concepts: Count
+    cut_off: Share | None
+    controls: dict[str, ScanControl]
+    effect_by_score: EffectByScore
+    effect_by_layer: dict[str, EffectByLayer]
+
+
 class ValidationPart(TypedDict):
     """Stage 3; empty where nothing was damaged.
 
     Attributes:
         concept_distribution: validated vectors per concept.
         validation_results: one entry per candidate, best first.
+        effect_only: poles that the scan names and Stage 2 did not, by concept, strongest first.
     """
 
     concept_distribution: dict[str, Count]
@@ -255,3 +321,4 @@ class ValidationPart(TypedDict):
     effect_only: list[EffectOnly]
     concept_sets: list[ConceptSet]
     text: TextFacts | None
+    scan_overview: ScanOverview | None

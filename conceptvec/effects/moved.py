@@ -8,11 +8,11 @@ timing serves the concept does the real one stand out from the moved.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from conceptvec.records import Pole
+from conceptvec.records import SIGNS, Pole
 
 STREAM = 42  # of random numbers: receivers
 DRAWS = 12  # per candidate at least
@@ -75,4 +75,26 @@ def draw_moved(
             for receiver, sign in zip(drawn, signs, strict=True)
         ]
     columns = np.array(rows, np.int64).reshape(-1, 6).T
+    return Moved(*columns)
+
+
+def draw_poles(n: int, layers: Sequence[int], neurons: int, seed: int) -> list[Pole]:
+    """Random poles of some layers, each at most once; all of them where there are no more than `n`."""
+    whole = 2 * neurons * len(layers)
+    stream = np.random.default_rng([seed, STREAM])
+    drawn = np.sort(stream.choice(whole, min(n, whole), replace=False))
+    of_layer, neuron, sign = np.unravel_index(drawn, (len(layers), neurons, 2))
+    return [
+        Pole(layers[i], int(j), SIGNS[s])
+        for i, j, s in zip(of_layer.tolist(), neuron.tolist(), sign.tolist(), strict=True)
+    ]
+
+
+def side_by_side(first: Moved, second: Moved, poles: int) -> Moved:
+    """Both, the second's poles counted on from the first's number of poles."""
+    renumbered = replace(second, pole=second.pole + poles)
+    columns = [
+        np.concatenate([getattr(first, field.name), getattr(renumbered, field.name)])
+        for field in fields(Moved)
+    ]
     return Moved(*columns)

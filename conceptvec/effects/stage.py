@@ -24,7 +24,7 @@ from conceptvec.effects.contrast import contrast_of, with_contrast
 from conceptvec.effects.corpora import parse_corpus, read_passages
 from conceptvec.effects.coverage import Coverage, default_tokens
 from conceptvec.effects.gradients import Gradients
-from conceptvec.effects.moved import Moved, draw_moved, draws_for
+from conceptvec.effects.moved import Moved, draw_moved, draw_poles, draws_for, side_by_side
 from conceptvec.effects.openings import first_round, second_round
 from conceptvec.effects.passages import Passages
 from conceptvec.effects.passages import joined as joined_passages
@@ -56,7 +56,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PASSAGES_A_PART = 768  # of the scan; a part holds sums of some hundred MB
-HELD_OUT = 1  # moved draws of every candidate that are controls, not part of the null
+HELD_OUT = 1  # moved draws of every pole that are controls, not part of the null
+SAMPLE = 500  # random poles whose vectors are moved too: the null of all poles and concepts
+SAMPLE_DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class Scan:
         text: what was read.
         effects: sums per distinct word.
         activity: statistics of the activations.
-        moved: vectors under other neurons' firing.
+        moved: vectors under other neurons' firing: the candidates', then those of random poles.
         candidates: the poles that Stage 2 named, each with the number of its concept.
         seed: of the run.
         seconds: that text and pass took.
@@ -320,10 +322,15 @@ class Scan:
         return np.array([concept for _, concept in self.candidates], int)
 
     @cached_property
-    def _held_out(self) -> np.ndarray:
-        """Which moved vectors are controls: the first of every candidate, bool (M,)."""
+    def is_held_out(self) -> np.ndarray:
+        """Which moved vectors are controls: the first of every pole, bool (M,)."""
         first = np.r_[True, self.moved.pole[1:] != self.moved.pole[:-1]]
         return first[: len(self.moved)]
+
+    @property
+    def is_sampled(self) -> np.ndarray:
+        """Which moved vectors are those of random poles, bool (M,)."""
+        return self.moved.pole >= len(self.candidates)
 
     @cached_property
     def nulls(self) -> Nulls:
@@ -332,7 +339,7 @@ class Scan:
         words, firing = permuted_nulls(
             self.candidate_columns, self.candidate_concepts, self.contrast, stream
         )
-        in_null = np.flatnonzero(~self._held_out)
+        in_null = np.flatnonzero(~self.is_held_out & ~self.is_sampled)
         concepts = self.candidate_concepts[self.moved.pole[in_null]]
         t = statistic(self.moved_columns.take(in_null), self.contrast)
         return Nulls(words, np.sort(t[concepts, np.arange(len(in_null))]), firing)
@@ -374,7 +381,7 @@ class Scan:
 
     def held_out_moved(self) -> tuple[Moved, np.ndarray, list[Use]]:
         """The moved vectors that are controls, their concepts, and what the scan says of them."""
-        at = np.flatnonzero(self._held_out)
+        at = np.flatnonzero(self.is_held_out & ~self.is_sampled)
         concepts = self.candidate_concepts[self.moved.pole[at]]
         if not len(at):
             return self.moved.take(at), concepts, []
@@ -407,7 +414,12 @@ def scan_text(
     poles = [pole for pole, _ in candidates]
     taken = {(pole.layer, pole.neuron) for pole in poles}
     draws = draws_for(len(poles)) + HELD_OUT
-    moved = draw_moved(poles, draws, model.intermediate_size, taken, config.seed)
+    sample = draw_poles(SAMPLE, layers, model.intermediate_size, config.seed)
+    moved = side_by_side(
+        draw_moved(poles, draws, model.intermediate_size, taken, config.seed),
+        draw_moved(sample, SAMPLE_DRAWS + HELD_OUT, model.intermediate_size, taken, config.seed),
+        len(poles),
+    )
     gradients = Gradients(model, layers, torch.as_tensor(masked), moved)
 
     # Which words become targets is settled for the whole text, before it is cut into parts.

@@ -21,7 +21,7 @@ from conceptvec.concepts import ConceptSet, load_concepts
 from conceptvec.config import Config
 from conceptvec.extraction.projection import Projector
 from conceptvec.extraction.stage import Candidates, Projections, null_directions
-from conceptvec.records import Candidate, candidate_of
+from conceptvec.records import Candidate, PoleScores, candidate_of
 from conceptvec.scoring import lexicon as lex
 from conceptvec.scoring.scorer import COHERENCE_WORDS, LABELS, Scorer
 from conceptvec.text import html_table, listed, number, plain, words_of
@@ -46,6 +46,7 @@ class Scored:
         others: groups of coherent poles outside the concepts.
         null: what the null directions gave.
         histogram: counts of scores in 50 bins of [0, 1], of the poles and of the nulls.
+        pole_scores: of all poles that have a word of some concept.
     """
 
     entries: list[dict[str, Any]]
@@ -57,6 +58,7 @@ class Scored:
     candidates: Candidates
     concepts: ConceptSet = field(repr=False)
     seconds: float = 0.0
+    pole_scores: PoleScores = field(default_factory=PoleScores.nothing, repr=False)
 
     @property
     def candidates_found(self) -> list[Candidate]:
@@ -102,6 +104,7 @@ def score(candidates: Candidates, model: Weights, config: Config) -> Scored:
     labels: Counter[str] = Counter()
     histogram = {"poles": np.zeros(BINS, int), "null": np.zeros(BINS, int)}
     per_layer, filtered = [], 0
+    pole_scores: list[PoleScores] = []
     for projections in tqdm(candidates.layers, desc="Stage 2: scoring", unit="layer"):
         null_lists, kurtosis = _null_lists(model, projector, projections.layer, config)
         null_coherence = np.sort(
@@ -117,6 +120,15 @@ def score(candidates: Candidates, model: Weights, config: Config) -> Scored:
             ids, values = (x[passing] for x in projections.pole(pole))
             lists = scorer(ids, projections.kurtosis[passing], null_coherence)
             histogram["poles"] += _histogram(lists.score)
+            pole_scores.append(
+                PoleScores.of(
+                    projections.layer,
+                    projections.neurons[passing],
+                    pole,
+                    lists.concept,
+                    lists.score,
+                )
+            )
             labels.update(scorer.names[i] if i >= 0 else LABELS[int(i)] for i in lists.label)
             for row in np.flatnonzero((lists.label >= 0) | (lists.label == -4)):
                 entry = _entry(
@@ -141,6 +153,7 @@ def score(candidates: Candidates, model: Weights, config: Config) -> Scored:
         entries, dict(sorted(labels.items())), filtered, group(others, scorer.embedding, candidates.tokens),
         {"lists": total, "reached_threshold": reached, "share": reached / max(total, 1), "layers": per_layer},
         {k: v.tolist() for k, v in histogram.items()}, candidates, concepts, round(time.perf_counter() - start, 3),
+        PoleScores.joined(pole_scores),
     )  # fmt: skip
 
 
