@@ -1,29 +1,45 @@
 """Planted concept vectors: a positive control that lives in a loaded model for as long as it is asked.
 
 A planted neuron takes the place of a real one: its column of ``down_proj`` is the planted vector,
-and its activation is 1 at chosen places of a text and 0 elsewhere. A place is known by the tokens
-up to it, so that the neuron fires there in every forward pass that reads them, whatever the batch.
+and its activation is about 1 at chosen places of a text and 0 elsewhere. A place is known by the
+tokens up to it, so that the neuron fires there in every forward pass that reads them: the scan, the
+clean pass and the damage engine, whatever the batch. No two places fire quite alike, as with a real
+neuron, since positions are matched by activation, and equal ones leave nothing to choose by.
 
-The vector is what the concept's words miss: the gradient of their mean log-probability with respect
-to the normalised final state, unfolded by the norms on the way. Its norm is set by what it is worth.
+The vector promotes a concept's words on the direct path, against the words of the other concepts.
+Its norm is set by what it is worth: the nats that its exact removal costs on own words (`set_norms`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from conceptvec.validation.damage import Damage
+from conceptvec.validation.engine import Engine, State
+from conceptvec.validation.measure import Setting
 
 if TYPE_CHECKING:
     from conceptvec.effects.passages import Passages
     from conceptvec.model.network import Model
 
 MULTIPLIER = 6364136223846793005  # of the rolling hash (Knuth's MMIX generator); wraps at 64 bits
+SPREAD = 0.1  # by which the activation differs from 1, at most
 OFF_CONCEPT = 0.05  # share of the other places at which a planted neuron fires
+
+NO_WAY = 1e-3  # of the mean power: a dimension under it lets next to nothing through
+
+# The search for a norm.
+TOLERANCE = 0.05  # of what a vector is worth, relative to what it should be worth
+TURNS = 12  # exact measurements, at most
+LARGEST_STEP = 8.0  # factor by which a norm changes between two of them
+SMALLEST_NORM = 0.02  # times the median norm of the layer's vectors: where the search starts
+LARGEST_NORM = 1e3  # likewise; beyond it nothing is planted
 
 
 @dataclass(frozen=True)
@@ -33,14 +49,28 @@ class Plant:
     Attributes:
         layer: zero-based.
         neuron: the real neuron in whose place it stands.
+        concept: the number of the concept whose words it promotes.
         column: its value vector, float32 (H,).
         fires: sorted hashes of the beginnings of texts after which it fires, int64 (n,).
     """
 
     layer: int
     neuron: int
+    concept: int
     column: torch.Tensor
     fires: np.ndarray
+
+    @property
+    def norm(self) -> float:
+        """Of its value vector."""
+        return float(torch.linalg.vector_norm(self.column))
+
+    def scaled(self, factor: float) -> Plant:
+        """The same with another norm."""
+        return replace(self, column=self.column * factor)
+
+
+# ---- where it fires ----
 
 
 def prefix_hashes(ids: np.ndarray) -> np.ndarray:
@@ -69,35 +99,76 @@ def firing_places(
     return np.unique(hashes[np.concatenate([own, few])])
 
 
+def activations(fires: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """A planted neuron's activations: float32, of the hashes' shape.
+
+    Args:
+        fires: sorted hashes of the places where it fires.
+        hashes: of the places that are read.
+    """
+    if not len(fires):
+        return np.zeros(hashes.shape, np.float32)
+    at = np.searchsorted(fires, hashes).clip(max=len(fires) - 1)
+    with np.errstate(over="ignore"):
+        mixed = hashes.view(np.uint64) * np.uint64(MULTIPLIER)
+    share = (mixed >> np.uint64(40)).astype(np.float64) / 2**24  # [0, 1), by the place alone
+    strength = 1 + SPREAD * (2 * share - 1)
+    return np.where(fires[at] == hashes, strength, 0).astype(np.float32)
+
+
+class _Beginnings:
+    """Remembers the beginnings of the texts that the decoder is reading."""
+
+    def __init__(self) -> None:
+        self.hashes = np.zeros((0, 0), np.int64)
+        self._outer = self.hashes
+
+    def read(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a forward pass of the decoder."""
+        ids = args[0] if args else kwargs["input_ids"]
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            raise RuntimeError("a planted neuron needs whole texts: run it without a cache")
+        self._outer, self.hashes = self.hashes, prefix_hashes(ids.cpu().numpy())
+
+    def leave(self, *_: Any) -> None:
+        """After a whole one; replays of what an unfinished one began may still follow."""
+        self.hashes = self._outer
+
+
 @contextmanager
 def planted(model: Model, plants: Sequence[Plant]) -> Iterator[None]:
-    """Within the context the model has the planted neurons, all of one layer.
+    """Within the context the model has the planted neurons, all of one layer but the last.
 
     Raises:
-        ValueError: they are not of one layer. Above a damaged layer texts are replayed without
-            their tokens, so a planted neuron there would not know where it is.
+        ValueError: they are of several layers, or of the last. Above a damaged layer texts are
+            replayed without their tokens, and the last MLP sees no more than the positions that
+            are asked for, so a planted neuron there would not know where it is.
     """
     layers = {plant.layer for plant in plants}
-    if len(layers) != 1:
-        raise ValueError(f"planted neurons of layers {sorted(layers)}, expected one layer")
+    if len(layers) > 1 or model.n_layers - 1 in layers:
+        raise ValueError(f"planted neurons of layers {sorted(layers)}, expected one below the last")
+    if not plants:
+        yield
+        return
     mlp = model.layers[layers.pop()].mlp
     weight = mlp.down_proj.weight
     kept = weight.detach().clone()
-    hashes: list[np.ndarray] = [np.zeros((0, 0), np.int64)]
-
-    def read(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = args[0] if args else kwargs["input_ids"]
-        hashes[0] = prefix_hashes(ids.cpu().numpy())
+    beginnings = _Beginnings()
 
     def fire(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         a = args[0].clone()
+        hashes = beginnings.hashes
+        if a.shape[:-1] != hashes.shape:
+            raise RuntimeError(f"planted neurons saw texts of {hashes.shape}, not {a.shape[:-1]}")
         for plant in plants:
-            pattern = np.isin(hashes[0], plant.fires)
-            a[..., plant.neuron] = torch.as_tensor(pattern, dtype=a.dtype, device=a.device)
+            pattern = torch.from_numpy(activations(plant.fires, hashes))
+            a[..., plant.neuron] = pattern.to(a)
         return (a, *args[1:])
 
     handles = [
-        model.decoder.register_forward_pre_hook(read, with_kwargs=True),
+        model.decoder.register_forward_pre_hook(beginnings.read, with_kwargs=True),
+        model.decoder.register_forward_hook(beginnings.leave),
         mlp.down_proj.register_forward_pre_hook(fire),
     ]
     try:
@@ -112,22 +183,151 @@ def planted(model: Model, plants: Sequence[Plant]) -> Iterator[None]:
             weight.copy_(kept)
 
 
+# ---- what it writes ----
+
+
 @torch.no_grad()
-def concept_direction(model: Model, layer: int, words: Sequence[int], fold: str) -> torch.Tensor:
-    """A direction of the MLP output of a layer that promotes some tokens, unit norm: float32 (H,).
+def concept_direction(
+    model: Model, layer: int, words: np.ndarray, others: np.ndarray, fold: str
+) -> torch.Tensor:
+    """What a layer's MLP has to write to promote some tokens over others, unit norm: float32 (H,).
 
     Args:
         model: the model.
         layer: where it is to be written.
-        words: token ids.
+        words: ids of the tokens to be promoted.
+        others: ids of those that they are set against.
         fold: which norms lie on the way to the readout.
     """
-    ids = torch.as_tensor(list(words), dtype=torch.long, device=model.device)
-    rows = model.unembedding[ids].float().mean(0)
-    mean = torch.zeros_like(rows)
-    for part in model.unembedding.split(2**14):
-        mean += part.float().sum(0) / len(model.unembedding)
+
+    def mean(ids: np.ndarray) -> torch.Tensor:
+        rows = torch.as_tensor(ids, dtype=torch.long, device=model.device)
+        return model.unembedding[rows].float().mean(0)
+
     scale = model.fold_scale(layer, fold)
-    safe = torch.where(scale.abs() < 1e-3, torch.ones_like(scale), scale)
-    direction = (rows - mean) / safe
+    # A factor near zero lets nothing through, so nothing is spent on it.
+    power = scale.square()
+    direction = (mean(words) - mean(others)) * scale / (power + NO_WAY * power.mean())
     return direction / torch.linalg.vector_norm(direction)
+
+
+# ---- what it is worth ----
+
+
+def set_norms(
+    model: Model,
+    plants: Sequence[Plant],
+    targets: Sequence[float],
+    positions: Sequence[np.ndarray],
+    setting: Setting,
+) -> list[Plant | None]:
+    """The plants of one layer with the norms that make each worth its target.
+
+    A plant is worth what its removal, by itself, costs the words at its positions: measured exactly
+    and again for every norm that is tried. The search begins low, where nats grow with the norm, and
+    follows the slope between the last two measurements (both in logarithms).
+
+    Args:
+        model: the model.
+        plants: with columns of norm 1.
+        targets: nats, above 0.
+        positions: int64, of each plant's own words in the text.
+        setting: the text.
+
+    Returns:
+        a plant for each, None where no norm makes it worth its target.
+    """
+    layer = plants[0].layer
+    wanted = np.unique(np.concatenate(positions))
+    texts = [setting.text(int(position)) for position in wanted]
+    rows = [np.searchsorted(wanted, at) for at in positions]
+    usual = _median_norm(model, layer)
+    searches = [_Search(target, SMALLEST_NORM * usual, LARGEST_NORM * usual) for target in targets]
+
+    # The neurons fire, but write nothing; what each would write is added to that.
+    with planted(model, [plant.scaled(0.0) for plant in plants]):
+        engine = Engine(model, texts, setting.batch_size, setting.replay)
+        state = engine.state(layer, [plant.neuron for plant in plants])
+        without = [
+            _log_p(engine, state, [plant.scaled(0.0)], [at])[0]
+            for plant, at in zip(plants, rows, strict=True)
+        ]
+        for _ in range(TURNS):
+            going = [i for i, search in enumerate(searches) if search.is_going]
+            if not going:
+                break
+            tried = [plants[i].scaled(searches[i].norm) for i in going]
+            log_p = _log_p(engine, state, tried, [rows[i] for i in going])
+            for i, values in zip(going, log_p, strict=True):
+                searches[i].learn(float((values - without[i]).mean()))
+    return [
+        plant.scaled(search.norm) if search.is_there else None
+        for plant, search in zip(plants, searches, strict=True)
+    ]
+
+
+def _median_norm(model: Model, layer: int) -> float:
+    vectors = model.value_vectors(layer).float()
+    return float(torch.linalg.vector_norm(vectors, dim=1).median())
+
+
+def _log_p(
+    engine: Engine, state: State, plants: Sequence[Plant], rows: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Log-probabilities at each plant's texts with what it writes, all in shared batches."""
+    damages = [Damage(plant.neuron, 1.0, 0.0, plant.column) for plant in plants]
+    pairs = [np.stack(np.broadcast_arrays(number, texts), 1) for number, texts in enumerate(rows)]
+    log_p = engine.measure(state, damages, np.concatenate(pairs)).log_p
+    return np.split(log_p, np.cumsum([len(part) for part in pairs])[:-1])
+
+
+class _Search:
+    """The search for the norm of one plant.
+
+    Args:
+        target: nats that it is to be worth.
+        norm: where the search starts.
+        limit: the largest norm.
+    """
+
+    def __init__(self, target: float, norm: float, limit: float) -> None:
+        self.target, self.norm, self.limit = target, norm, limit
+        self.measured: list[tuple[float, float]] = []  # norm, nats
+        self.is_there, self.is_going = False, True
+
+    def learn(self, nats: float) -> None:
+        """Take in what the present norm is worth, and choose the next, or end."""
+        self.measured.append((self.norm, nats))
+        self.is_there = abs(nats / self.target - 1) <= TOLERANCE
+        self.is_going = not self.is_there and not self._is_spent
+        if self.is_going:
+            self.norm *= float(np.clip(self._factor(), 1 / LARGEST_STEP, LARGEST_STEP))
+
+    @property
+    def _is_spent(self) -> bool:
+        """Whether a larger norm has gained nothing, or would pass the limit."""
+        if self.norm >= self.limit:
+            return True
+        if len(self.measured) < 2:
+            return False
+        (norm0, nats0), (norm1, nats1) = self.measured[-2:]
+        return norm1 > 1.5 * norm0 and max(nats0, 0) < self.target and 0 < nats1 <= nats0
+
+    def _factor(self) -> float:
+        """By which the norm should change."""
+        norm, nats = self.measured[-1]
+        if nats > 0:
+            return (self.target / nats) ** (1 / self._slope())
+        # The words lose by it: half the way back to where they did not.
+        helped = [at for at, value in self.measured if value > 0 and at < norm]
+        return (max(helped) / norm) ** 0.5 if helped else LARGEST_STEP
+
+    def _slope(self) -> float:
+        """Of log nats against log norm, between the last two measurements; 1 at the beginning."""
+        if len(self.measured) < 2:
+            return 1.0
+        (norm0, nats0), (norm1, nats1) = self.measured[-2:]
+        if min(nats0, nats1) <= 0 or norm0 == norm1:
+            return 1.0
+        slope = np.log(nats1 / nats0) / np.log(norm1 / norm0)
+        return float(np.clip(slope, 0.25, 2.0))
