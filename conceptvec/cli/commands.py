@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from conceptvec.cli.options import MODEL, Answer, Command, argument, config_of
@@ -90,25 +89,30 @@ def prompts(arguments: argparse.Namespace) -> Answer:
 
 def calibrate(arguments: argparse.Namespace) -> Answer:
     """``conceptvec calibrate``."""
+    from conceptvec.model.device import choose_device
     from conceptvec.model.network import load_model
-    from conceptvec.runfolder import write_atomic
-    from conceptvec.show.figures import calibration, save_figure
-    from conceptvec.tools.calibrate import calibrate, calibration_table
+    from conceptvec.pipeline import open_run
+    from conceptvec.tools.calibrate import (
+        Options,
+        calibrate,
+        calibration_table,
+        check_folder,
+        save_calibration,
+    )
 
-    if arguments.vectors < 1 or arguments.planted < 1:
-        got = f"{arguments.vectors} and {arguments.planted}"
-        raise RequestError(f"--vectors, --planted: got {got}, expected 1 or more of each")
+    options = Options(arguments.planted, arguments.vectors)
     config = config_of(arguments)
-    model = load_model(config)
-    answer = calibrate(model, config, arguments.vectors, arguments.planted)
-
     # A calibration lies beside the run of the same name, unless a folder is given.
-    folder = config.folder(model.device.type)
+    folder = config.folder(choose_device(config.device).type)
     folder = folder if config.out else folder.with_name(folder.name + "-calibration")
-    text = json.dumps(answer, indent=1, allow_nan=False)
-    write_atomic(folder / "calibration.json", text.encode())
-    picture = save_figure(calibration(answer), folder / "calibration.png")
-    return Answer(answer, lambda: f"{calibration_table(answer)}\n{picture}")
+    check_folder(folder, config, options)
+    config = replace(config, out=str(folder))
+    model = load_model(config)
+    parts = open_run(model, config)
+    answer = calibrate(model, config, options, parts)
+    parts.finish()
+    figure = save_calibration(answer, folder) if parts.rank == 0 else folder
+    return Answer(answer, lambda: f"{calibration_table(answer)}\n{figure}")
 
 
 def selfcheck(arguments: argparse.Namespace) -> Answer:
@@ -207,6 +211,7 @@ COMMANDS = (
         options=(
             *MODEL,
             "layers",
+            "fold",
             "batch_size",
             "concepts",
             "corpus",
@@ -216,12 +221,16 @@ COMMANDS = (
             "chat_template",
             "seed",
             "out",
+            "overwrite",
         ),
         arguments=(
-            argument("--vectors", type=int, default=100, help="random neurons (default 100)"),
             argument(
-                "--planted", type=int, default=48, help="planted vectors per effect (default 48)"
+                "--planted",
+                type=int,
+                default=1,
+                help="planted vectors for each concept and effect (default 1)",
             ),
+            argument("--vectors", type=int, default=200, help="random neurons (default 200)"),
         ),
     ),
     Command(
@@ -232,12 +241,14 @@ COMMANDS = (
     ),
     Command(
         "bench",
-        "the benchmarks, on random weights of the shape of Gemma 3 1B",
+        "the benchmarks, on random weights of the shape of Gemma 3 1B or 270M",
         bench,
         options=("device",),
         arguments=(
             argument(
-                "--parts", default="projection,scoring,validation", help="some of %(default)s"
+                "--parts",
+                default="projection,scoring,scan,validation",
+                help="some of %(default)s",
             ),
             argument(
                 "--vectors", type=int, default=400, help="value vectors projected (default 400)"

@@ -1,277 +1,284 @@
 """``conceptvec calibrate``: Stage 3 tests itself on the model at hand.
 
-1. **Random neurons**, drawn as if they were candidates (random concept, the pole that fires more), go through the
-   same measurements and the same judge. A neuron whose readout speaks of the concept (`_speaks_of`) is not drawn for
-   it: it may be a true one. What is validated is false.
-   Few of them fire on the prompts they are drawn for, so a second group is drawn among the pairs of neuron and concept
-   that do: all of it is tested.
-2. **Permuted labels**: the same neurons, and the strongest planted ones, where the prompts of all concepts have
-   been dealt out anew. Everything validated is false.
-3. **Planted vectors** worth a stated number of nats (`planting`), in the upper half of the layers. Where no norm
-   reaches the effect, nothing is planted, and that is counted. What is validated is true.
+1. The text of a run, written or read once, and the words in it that the model knows (`ground`).
+2. **Rounds** (`rounds`). Each plants one vector a concept in one layer of the upper half
+   (`planting`), in the place of the neurons that write least, and hands them over as candidates,
+   together with random neurons of the layer under random concepts. What a vector is worth goes
+   round the concepts, so after as many rounds as there are effects each has had them all.
+3. Scan, positions, damage and rule are those of a run (`effects.stage`, `validation.stage`); so are
+   the controls that pass with the candidates: null neurons, wrong concepts, moved vectors.
 
-The planted vectors are judged together with the random neurons, so that the correction for many tests faces both kinds;
-the other groups each by themselves.
+What is validated among the planted is true, what is validated among the others is false, unless
+the neuron is a concept neuron itself; so its list is shown. A random neuron is never tested for the
+concept that its own readout promotes most. Where no norm makes a vector worth its nats, nothing
+is planted, and that is counted. The same controls may come back in several rounds of one layer.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conceptvec.concepts import load_concepts
-from conceptvec.config import Config, parse_layers
+from conceptvec.config import WHERE, Config
 from conceptvec.errors import RequestError
-from conceptvec.extraction.stage import measure_activations
-from conceptvec.runfolder import Arrays, Parts
-from conceptvec.text import plain
-from conceptvec.text import table as text_table
-from conceptvec.tools.planting import Planted, plant
-from conceptvec.validation import statistics as stats
-from conceptvec.validation.measure import Experiment, PromptTable
-from conceptvec.validation.nulls import Entry, Likeness, measure_nulls
-from conceptvec.validation.rule import (
-    FIRING_SHARE,
-    MAX_Q,
-    MIN_CONCEPT_PROMPTS,
-    MIN_UNRELATED_PROMPTS,
-    verdict,
+from conceptvec.runfolder import (
+    Arrays,
+    Parts,
+    Task,
+    differences,
+    manifests,
+    part_name,
+    write_atomic,
 )
-from conceptvec.validation.stage import firing, judge, measure
+from conceptvec.text import DASH, number, plain, printable
+from conceptvec.text import table as text_table
+from conceptvec.tools.ground import Ground, planting_layers, survey
+from conceptvec.tools.rounds import Options, play
+from conceptvec.validation.statistics import wilson
 
 if TYPE_CHECKING:
-    from conceptvec.extraction.activations import Activations
     from conceptvec.model.network import Model
 
 logger = logging.getLogger(__name__)
 
-EFFECTS = (0.05, 0.1, 0.15, 0.2, 0.3)  # nats per answer token that the planted vectors are worth
-MISSES = 1000  # draws in a row without a new pair that fires, after which no more are looked for
+FILE = "calibration.json"
 
 
 def calibrate(
-    model: Model,
-    config: Config,
-    vectors: int = 100,
-    planted: int = 48,
-    effects: Sequence[float] = EFFECTS,
+    model: Model, config: Config, options: Options | None = None, parts: Parts | None = None
 ) -> dict[str, Any]:
     """Measure false-validation rate and power of Stage 3.
 
     Args:
-        model: the model; never written.
-        config: damage kinds, noise, draws, nulls, seed, batch_size, layers, concepts.
-        vectors: random neurons.
-        planted: planted vectors per effect, spread over concepts and layers.
-        effects: what they are worth, in nats per answer token, above 0.
+        model: the model; each round writes to one layer and restores it.
+        config: corpus, corpus_tokens, concepts, layers, fold, damage, seed, batch_size.
+        options: what is planted.
+        parts: keeps the text and finished rounds (a `runfolder.RunFolder`).
 
     Returns:
-        a document with ``random``, ``firing``, ``permuted`` (rates with 95 % intervals) and ``planted`` (one
-        row per effect).
+        a document with ``planted`` (one row an effect), ``not_planted``, ``random`` and
+        ``null_calibration``, rates with 95 % intervals.
 
     Raises:
-        RequestError: no concept has enough prompts that the model knows.
+        RequestError: nothing can be planted: no concept has the known words, or no layer is left.
+        RunError: a forward pass gives NaN or infinity.
     """
-    layers = parse_layers(config.layers, model.n_layers)
-    activations = measure_activations(model, config, layers)
-    table = PromptTable.build(model, config, load_concepts(config.concepts).prompts())
-    names = [
-        n for n in table.concepts
-        if len(table.concept(n)) >= MIN_CONCEPT_PROMPTS and len(table.unrelated(n)) >= MIN_UNRELATED_PROMPTS
-    ]  # fmt: skip
-    if not names:
-        raise RequestError(
-            f"calibrate: the model knows fewer than {MIN_CONCEPT_PROMPTS} prompts of every concept, or fewer than "
-            f"{MIN_UNRELATED_PROMPTS} others to compare with; see `conceptvec prompts`"
-        )
-    experiment = Experiment(model, config, table, activations.mean)
-    at_end = table.engine.at_answers(layers)
-    rng = np.random.default_rng([config.seed, 20])
-    concepts = [names[i % len(names)] for i in range(max(vectors, planted))]
-    drawn: list[tuple[int, int]] = []
-    for concept in concepts[:vectors]:
-        for _ in range(100):
-            place = int(rng.choice(layers)), int(rng.integers(model.intermediate_size))
-            if not _speaks_of(model, table, *place, concept):
-                break
-        drawn.append(place)
-    random = _as_candidates(drawn, concepts, activations, table, at_end)
-    measured = measure(experiment, random, Parts())
-    nulls = measure_nulls(
-        experiment, random, Likeness(model, table, at_end), Parts(), everywhere=True
-    )
-    judge(random, measured, nulls, experiment)
-
-    fires = _that_fire(experiment, activations, at_end, layers, names, vectors)
-    judge(fires, measure(experiment, fires, Parts()), nulls, experiment)
-
-    rows, strongest = [], []
-    upper = layers[
-        len(layers) // 2 :
-    ]  # an unembedding direction means what it says near the output
-    # Every layer meets every concept; vectors that share both differ in their draw.
-    places = sorted(
-        (upper[(i + i // len(names)) % len(upper)], concepts[i], i) for i in range(planted)
-    )
-    planting = [plant(experiment, *place, effects) for place in places]
-    for effect, tried in zip(effects, zip(*planting, strict=True), strict=True):
-        made = [p for p in tried if p is not None]
-        entries = [p.entry() for p in made]
-        found = [_one(p, e) for p, e in zip(made, entries, strict=True)]
-        among = [dict(e) for e in random]  # copies: their own verdicts stand
-        judge(entries + among, found + measured, nulls, experiment)
-        rows.append(_rate(entries) | {
-            "effect": effect, "out_of_reach": planted - len(made), "norms": [plain(p.norm) for p in made],
-            "concept_drop": plain(np.mean([e["concept_drop"] for e in entries])) if entries else None,
-            "failed": dict(Counter(text for e in entries for text in e["failed"])),
-        })  # fmt: skip
-        strongest = made or strongest
-        logger.info(
-            "planted, worth %g nats: %d of %d validated", effect, rows[-1]["validated"], len(made)
-        )
-
-    shuffled = _permuted(table, config.seed)
-    dealt = Experiment(model, config, shuffled, activations.mean)
-    again = _as_candidates(drawn, concepts, activations, shuffled, at_end)
-    for p in strongest:
-        p.table = shuffled
-    entries = [p.entry() for p in strongest]
-    others = measure(dealt, again, Parts())
-    found = [_one(p, e) for p, e in zip(strongest, entries, strict=True)]
-    judge(again + entries, others + found, nulls, dealt)
+    options, parts = options or Options(), parts or Parts()
+    start = time.perf_counter()
+    layers = planting_layers(config, model.n_layers)
+    ground = survey(model, config, parts)
+    tasks = [
+        _task(ground, config, options, turn, layers[turn * len(layers) // options.rounds])
+        for turn in range(options.rounds)
+    ]
+    done = parts.map(tasks, "Calibration: planted rounds", "round")
+    rounds = [arrays["round_json"] for arrays in done]
     return {
-        "model": model.facts(), "configuration": config.resolved(), "null_neurons": len(nulls.keys),
-        "random": _rate(random) | {"p_values": [e["p_value"] for e in random]},
-        "firing": _rate(fires) | {"p_values": [e["p_value"] for e in fires]},
-        "permuted": _rate(again + entries) | {"p_values": [e["p_value"] for e in again + entries]},
-        "planted": rows,
-    }  # fmt: skip
+        "model": model.facts(),
+        "configuration": config.resolved(),
+        "options": options.document(),
+        "text": ground.facts(config.corpus),
+        "layers": [one["layer"] for one in rounds],
+        "planted": [_effect_row(effect, rounds) for effect in options.effects],
+        "not_planted": ground.not_planted,
+        "random": _random_row(rounds),
+        "null_calibration": _pooled_controls(rounds),
+        "timings": {"calibrate": round(time.perf_counter() - start, 3)},
+    }
 
 
-def _speaks_of(model: Model, table: PromptTable, layer: int, neuron: int, concept: str) -> bool:
-    """Whether the neuron's readout has the concept's answers, as a group, among its 5 % most extreme tokens."""
-    ids, starts = table.engine.ids, table.engine.starts
-    answers = sorted({int(ids[p, starts[p]]) for p in table.groups[concept]})
-    readout = model.unembedding.float() @ model.readout_directions(layer, "both", neuron)
-    share = float((readout < readout[answers].mean()).float().mean())
-    return not 0.05 <= share <= 0.95
-
-
-def _as_candidates(
-    drawn: Sequence[tuple[int, int]], concepts: Sequence[str], activations: Activations, table: PromptTable,
-    at_end: dict[int, np.ndarray],
-) -> list[Entry]:  # fmt: skip
-    """Neurons as Stage 2 would hand them over, each with the pole that fires on more of the concept's prompts."""
-    out = []
-    for (layer, neuron), concept in zip(drawn, concepts, strict=False):
-        both = []
-        for pole in "+-":
-            e: Entry = {
-                "id": f"L{layer:02d}_N{neuron:04d}{pole}",
-                "layer": layer,
-                "neuron": neuron,
-                "pole": pole,
-            }
-            e |= {"concept": concept}
-            both.append(e | {"firing_share": firing(e, activations, table, at_end)})
-        out.append(max(both, key=lambda e: e["firing_share"]))
-    return out
-
-
-def _that_fire(
-    experiment: Experiment, activations: Activations, at_end: dict[int, np.ndarray], layers: Sequence[int],
-    names: Sequence[str], vectors: int,
-) -> list[Entry]:  # fmt: skip
-    """Random pairs of neuron and concept that fire, each once; fewer where `MISSES` draws in a row find no other."""
-    model, table = experiment.model, experiment.table
-    rng, found, misses = np.random.default_rng([experiment.config.seed, 23]), {}, 0
-    while len(found) < vectors and misses < MISSES:
-        place, concept = (
-            (int(rng.choice(layers)), int(rng.integers(model.intermediate_size))),
-            str(rng.choice(names)),
-        )
-        entry = _as_candidates([place], [concept], activations, table, at_end)[0]
-        misses += 1
-        if entry["firing_share"] < FIRING_SHARE or (place, concept) in found:
-            continue
-        if not _speaks_of(model, table, *place, concept):
-            found[place, concept], misses = entry, 0
-    return list(found.values())
-
-
-def _one(planted: Planted, entry: Entry) -> Arrays:
-    arrays = planted.candidate_unit(planted.layer, (planted.number,), [entry])
-    planted.state.cache_clear()  # one state of all prompts at a time
-    return {k: v[0] for k, v in arrays.items()}
-
-
-def _permuted(table: PromptTable, seed: int) -> PromptTable:
-    """The same prompts, dealt out anew to concepts of the same sizes."""
-    rng = np.random.default_rng([seed, 22])
-    every = rng.permutation([i for n in table.concepts for i in table.groups[n]])
-    edges = np.cumsum([len(table.groups[n]) for n in table.concepts])[:-1]
-    dealt = dict(
-        zip(
-            table.concepts, (sorted(map(int, part)) for part in np.split(every, edges)), strict=True
-        )
+def _task(ground: Ground, config: Config, options: Options, turn: int, layer: int) -> Task:
+    """One round, its part named after all that it depends on."""
+    about = (
+        ground.text.passages.digest,
+        layer,
+        options.document(),
+        config.seed,
+        config.fold,
+        config.damage[0],
     )
-    return replace(table, groups=table.groups | dealt)
+
+    def compute() -> Arrays:
+        logger.info("calibration: round %d of %d, layer %d", turn + 1, options.rounds, layer)
+        return play(ground, config, options, turn, layer)
+
+    return part_name(f"calibration/round_{turn:03d}", about), compute
 
 
-def _rate(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Counts and rates of a group: validated, and validated if no other test had been made (q = p)."""
-    hits = sum(e["validated"] for e in entries)
-    alone = sum(
-        verdict(e | {"q_value": e["p_value"]})[0] == "validated"
-        for e in entries
-        if e["p_value"] is not None
+# ---- the folder ----
+
+
+def check_folder(folder: Path, config: Config, options: Options) -> None:
+    """Look at what is in a folder, before anything is loaded.
+
+    Raises:
+        RequestError: another calibration, or a run of another configuration.
+    """
+    if config.overwrite:
+        return
+    for manifest in manifests(folder):
+        if changes := differences(manifest, config):
+            raise _other(folder, "another run", changes)
+    try:
+        earlier = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise _other(folder, f"a {FILE} that cannot be read", [str(error)]) from None
+    asked = config.identity() | options.document()
+    was = {**earlier.get("configuration", {}), **earlier.get("options", {})}
+    changes = [
+        f"{name} was {was.get(name)!r}, is {value!r}"
+        for name, value in asked.items()
+        if name not in WHERE and was.get(name) != value
+    ]
+    if changes:
+        raise _other(folder, "another calibration", changes)
+
+
+def _other(folder: Path, what: str, changes: Sequence[str]) -> RequestError:
+    return RequestError(
+        f"--out: {folder} holds {what} ({'; '.join(changes)}). Give another --out, or --overwrite "
+        "to start afresh."
     )
-    tested = [e["p_value"] for e in entries if e["p_value"] is not None]
-    low, high = stats.wilson(hits, len(entries))
+
+
+def save_calibration(document: Mapping[str, Any], folder: Path) -> Path:
+    """Write the document and its figure; returns the figure's path."""
+    from conceptvec.show.figures import calibration
+
+    text = json.dumps(document, indent=1, allow_nan=False)
+    write_atomic(folder / FILE, text.encode())
+    path = folder / "calibration.png"
+    calibration(document).savefig(path, dpi=150)
+    return path
+
+
+# ---- the document ----
+
+
+def _rate(hits: int, n: int) -> dict[str, Any]:
+    """A rate with its Wilson interval; null where there was nothing to count."""
+    low, high = wilson(hits, n)
     return {
-        "vectors": len(entries), "tested": len(tested), "validated": hits, "rate": plain(hits / max(len(entries), 1)),
-        "ci95": [plain(low), plain(high)], "validated_uncorrected": alone,
-        "p_at_most_0.05": plain(np.mean([p <= MAX_Q for p in tested])) if tested else None,
-    }  # fmt: skip
+        "rate": plain(hits / n) if n else None,
+        "ci95": [plain(low), plain(high)] if n else None,
+    }
+
+
+def _effect_row(effect: float, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What was found of the vectors that are worth so much."""
+    points = [
+        {"layer": one["layer"], **point}
+        for one in rounds
+        for point in one["planted"]
+        if point["effect"] == effect
+    ]
+    standing = [point for point in points if not point["out_of_reach"]]
+    validated = sum(point["verdict"] == "validated" for point in standing)
+    drops = [p["concept_drop"] for p in standing if p["concept_drop"] is not None]
+    failed = Counter(phrase for point in standing for phrase in point["failed"])
+    return {
+        "effect": effect,
+        "planted": len(standing),
+        "out_of_reach": len(points) - len(standing),
+        "used": sum(point["used"] for point in standing),
+        "validated": validated,
+        **_rate(validated, len(standing)),
+        "concept_drop": plain(np.mean(drops)) if drops else None,
+        "failed": dict(failed.most_common()),
+        "points": points,
+    }
+
+
+def _random_row(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What was falsely found of the random neurons."""
+    points = [point for one in rounds for point in one["random"]]
+    validated = [point for point in points if point["verdict"] == "validated"]
+    return {
+        "n": len(points),
+        "used": sum(point["used"] for point in points),
+        "false_validations": len(validated),
+        **_rate(len(validated), len(points)),
+        "verdicts": dict(Counter(point["verdict"] for point in points)),
+        "points": validated,
+    }
+
+
+def _pooled_controls(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The controls of all rounds together: null neurons at the top, the other kinds beside them."""
+
+    def pooled(of_kind: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+        kinds = [of_kind(one["controls"]) for one in rounds]
+        n, used, hits = (
+            sum(kind[name] for kind in kinds) for name in ("n", "used", "false_validations")
+        )
+        rate = _rate(hits, n)
+        return {
+            "n": n,
+            "used": used,
+            "false_validations": hits,
+            "false_validation_rate": rate["rate"],
+            "ci95": rate["ci95"],
+            "points": [point for kind in kinds for point in kind["points"]],
+        }
+
+    return {
+        **pooled(lambda found: found),
+        "wrong_concept": pooled(lambda found: found["wrong_concept"]),
+        "moved": pooled(lambda found: found["moved"]),
+    }
+
+
+# ---- as text ----
 
 
 def calibration_table(document: Mapping[str, Any]) -> str:
     """The answer of `calibrate` as text."""
-    groups = {
-        "random neurons": document["random"],
-        "random, firing": document["firing"],
-        "permuted labels": document["permuted"],
-    }
+    rows = []
     for row in document["planted"]:
-        groups[f"planted, worth {row['effect']:g} nats"] = row
-    headers = (
-        "group",
-        "vectors",
-        "tested",
-        "validated",
-        "rate",
-        "95 % interval",
-        "without correction",
-        "concept drop",
-    )
-    return text_table([_group_row(name, group) for name, group in groups.items()], headers)
+        name = f"planted, worth {row['effect']:g} nats"
+        if row["out_of_reach"]:
+            name += f" ({row['out_of_reach']} out of reach)"
+        rows.append([name, row["planted"], row["used"], row["validated"], *_shown_rate(row)])
+        rows[-1].append(number(row["concept_drop"]))
+    for name, group in false_groups(document).items():
+        hits = group["false_validations"]
+        rows.append([name, group["n"], group["used"], hits, *_shown_rate(group), ""])
+    headers = ("group", "n", "used", "validated", "rate", "95 % interval", "own drop")
+    lines = [text_table(rows, headers)]
+    for effect in document["planted"]:
+        for phrase, n in effect["failed"].items():
+            lines.append(f"worth {effect['effect']:g}: {n} × {phrase}")
+    for name, reason in document["not_planted"].items():
+        lines.append(f"not planted: {printable(name)} ({reason})")
+    for point in document["random"]["points"]:
+        tokens = printable(" ".join(point["top_tokens"]))
+        lines.append(f"random, validated for {printable(point['concept'])}: {point['id']} {tokens}")
+    return "\n".join(lines)
 
 
-def _group_row(name: str, group: Mapping[str, Any]) -> list[Any]:
+def false_groups(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The groups in which nothing is to be found, by name."""
+    nulls = document["null_calibration"]
+    return {
+        "random neurons": document["random"],
+        "null neurons": nulls,
+        "wrong concept": nulls["wrong_concept"],
+        "moved vectors": nulls["moved"],
+    }
+
+
+def _shown_rate(group: Mapping[str, Any]) -> tuple[str, str]:
+    rate = group.get("rate", group.get("false_validation_rate"))
+    if rate is None:
+        return DASH, DASH
     low, high = group["ci95"]
-    drop = group.get("concept_drop")
-    return [
-        name,
-        group["vectors"],
-        group["tested"],
-        group["validated"],
-        f"{group['rate']:.1%}" if group["vectors"] else "none to find",
-        f"{low:.1%} … {high:.1%}",
-        group["validated_uncorrected"],
-        "" if drop is None else f"{drop:.3f}",
-    ]
+    return f"{rate:.1%}", f"{low:.1%} … {high:.1%}"

@@ -123,6 +123,33 @@ def damage_candidates(
             agree with the CPU.
     """
     start = time.perf_counter()
+    run = run_on(scan, config, parts or Parts())
+    agreement = damage_agreement(
+        scan.model,
+        _sample_texts(run.setting),
+        scan.effects.layers,
+        config.seed,
+        config.batch_size,
+    )
+    judged, judged_controls = verdicts_on(run, candidates)
+    extras = further_measurements(run, judged, prompts)
+    entries = [
+        extras.complete(entry_of(candidate, item, q, scan, run.text), item.subject)
+        for candidate, item, q in zip(candidates, judged, scan.q_values, strict=True)
+    ]
+    return Validation(
+        sorted(entries, key=sort_key),
+        control_rates(judged_controls, scan.concepts),
+        extras.sets,
+        {scan.concepts[c]: run.text.known_words(c) for c in scan.text.own},
+        agreement,
+        run.cost,
+        round(time.perf_counter() - start, 3),
+    )
+
+
+def run_on(scan: Scan, config: Config, parts: Parts) -> Run:
+    """What all steps of Stage 3 share on one scan."""
     setting = Setting(
         scan.model,
         scan.passages,
@@ -132,42 +159,24 @@ def damage_candidates(
         config.batch_size,
         Replay(scan.model),
     )
-    run = Run(scan, setting, field_of(scan), config, parts or Parts(), np.zeros(2))
-    agreement = damage_agreement(
-        scan.model, _sample_texts(setting), scan.effects.layers, config.seed, config.batch_size
-    )
+    return Run(scan, setting, field_of(scan), config, parts, np.zeros(2))
 
-    # What is tested: the candidates, and the controls that pass through the same door.
+
+def verdicts_on(run: Run, candidates: Sequence[Candidate]) -> tuple[list[Tested], list[Tested]]:
+    """The verdicts on candidates, in their order, and on the controls that pass with them."""
     subjects = [
-        controls.candidate_subject(candidate.pole, scan.concepts.index(candidate.concept))
+        controls.candidate_subject(candidate.pole, run.scan.concepts.index(candidate.concept))
         for candidate in candidates
     ]
     control_subjects, control_uses = _controls(run, subjects)
-    uses = [*scan.candidate_uses, *control_uses]
-    subjects = [*subjects, *control_subjects]
-
-    placed = _place(run, subjects, uses)
+    uses = [*run.scan.candidate_uses, *control_uses]
+    placed = _place(run, [*subjects, *control_subjects], uses)
     measured = _measure(run, placed)
     tested = [_judged(run, item, measured.get(item.subject.key)) for item in placed]
-
-    judged, judged_controls = tested[: len(candidates)], tested[len(candidates) :]
-    extras = further_measurements(run, judged, prompts)
-    entries = [
-        extras.complete(entry_of(candidate, item, q, scan, run.text), item.subject)
-        for candidate, item, q in zip(candidates, judged, scan.q_values, strict=True)
-    ]
-    return Validation(
-        sorted(entries, key=sort_key),
-        _control_rates(judged_controls, scan.concepts),
-        extras.sets,
-        {scan.concepts[c]: run.text.known_words(c) for c in scan.text.own},
-        agreement,
-        run.cost,
-        round(time.perf_counter() - start, 3),
-    )
+    return tested[: len(candidates)], tested[len(candidates) :]
 
 
-def _control_rates(tested: Sequence[Tested], concepts: Sequence[str]) -> dict[str, Any]:
+def control_rates(tested: Sequence[Tested], concepts: Sequence[str]) -> dict[str, Any]:
     """The null neurons' rate, and beside it those of the other controls."""
     of_role = {
         role: controls.rate([item for item in tested if item.subject.role == role], concepts)
