@@ -18,15 +18,13 @@ from conceptvec.effects.target_words import TargetWords, occurrences
 logger = logging.getLogger(__name__)
 
 WORDS = 30
-GPU_TOKENS, MOST_TOKENS, FEWEST_TOKENS = 250_000, 120_000, 20_000
-SMALL_MODEL, SMALL_TOKENS = 1e7, 40_000  # operations a token; a toy needs no more
-CPU_OPERATIONS = 3e13
 DOCUMENTS = 100
 # Operations that text and scan may take where the user names no number of tokens: about 20 minutes
 # of two cores, 10 of a T4 or a laptop's GPU; and the numbers of tokens that are never left.
 BUDGET = {"cpu": 1.6e14, "mps": 6e14, "cuda": 1.5e15}
 FEWEST, MOST = 20_000, 240_000
 MOST_ON_CPU = 120_000
+SMALL_MODEL, SMALL_TOKENS = 5_000_000, 40_000  # parameters of the layers; a toy needs no more
 
 
 def default_tokens(decoder_parameters: int, unembedding_parameters: int, device: str) -> int:
@@ -42,28 +40,13 @@ def default_tokens(decoder_parameters: int, unembedding_parameters: int, device:
     """
     # Writing is a forward pass with logits everywhere; the scan takes three and a half passes, with
     # logits at the scored positions, which are few.
+    if decoder_parameters < SMALL_MODEL:
+        return SMALL_TOKENS
     operations = 2 * (4.5 * decoder_parameters + 1.5 * unembedding_parameters)
     kind = device.partition(":")[0]
     most = MOST_ON_CPU if kind == "cpu" else MOST
     tokens = min(max(BUDGET[kind] / max(operations, 1), FEWEST), most)
     return int(tokens // 1000) * 1000
-
-
-def default_tokens(device: str, operations: float) -> int:
-    """How many tokens a run reads where nothing is said.
-
-    Args:
-        device: its type.
-        operations: floating-point operations of the decoder on one token.
-
-    On a processor as many as two cores write and scan in some ten minutes; fewer where that leaves
-    too little text, and no more than a stable count of what is used needs.
-    """
-    if device != "cpu":
-        return GPU_TOKENS
-    if operations < SMALL_MODEL:
-        return SMALL_TOKENS
-    return int(min(max(CPU_OPERATIONS / operations, FEWEST_TOKENS), MOST_TOKENS))
 
 
 @dataclass(frozen=True)

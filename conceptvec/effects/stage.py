@@ -93,10 +93,10 @@ def running_text(model: Model, config: Config, concepts: ConceptSet, parts: Part
     mentions = np.array([_mention(lexicon, piece) for piece in pieces], np.int16)
     own = tuple(words.concepts.index(name) for name in concepts.names)
 
-    tokens = config.corpus_tokens or default_tokens(model.device.type, _operations(model))
+    tokens = config.corpus_tokens or _default_tokens(model)
     source = parse_corpus(config.corpus)
     if source is None:
-        passages = _written(model, config, wanted, words, tokens, parts)
+        passages = _written(model, config, wanted, concepts.names, words, tokens, parts)
     else:
         name = part_name("text/read", config.corpus, tokens)
         task: Task = (name, lambda: read_passages(model, source, words, tokens).arrays())
@@ -105,9 +105,9 @@ def running_text(model: Model, config: Config, concepts: ConceptSet, parts: Part
     return RunningText(passages, words, mentions, own, tuple(pieces))
 
 
-def _operations(model: Model) -> float:
-    """Floating-point operations of the decoder's layers on one token."""
-    return 2.0 * sum(p.numel() for p in model.layers.parameters())
+def _default_tokens(model: Model) -> int:
+    parameters = sum(weight.numel() for weight in model.layers.parameters())
+    return default_tokens(parameters, model.unembedding.numel(), model.device.type)
 
 
 def _mention(lexicon: Lexicon, piece: str) -> int:
@@ -119,6 +119,7 @@ def _written(
     model: Model,
     config: Config,
     concepts: ConceptSet,
+    own_names: Sequence[str],
     words: TargetWords,
     tokens: int,
     parts: Parts,
@@ -133,8 +134,11 @@ def _written(
         done = parts.map(tasks, "Text: the model writes", "part") if tasks else []
         return [Passages.of_arrays(arrays) for arrays in done]
 
+    # The run's own concepts come first; those that they are compared with get half as much.
     seed, chat = config.seed, config.chat_template
-    first = write_all(first_round(model, concepts.concepts, tokens, seed, chat), "written")
+    own = [concept for concept in concepts.concepts if concept.name in own_names]
+    others = [concept for concept in concepts.concepts if concept.name not in own_names]
+    first = write_all(first_round(model, own, tokens, seed, others, chat), "written")
     so_far = joined_passages(first)
     coverage = Coverage.of(so_far, words)
     further = second_round(model, concepts.concepts, coverage, words, len(so_far), seed, chat)

@@ -21,7 +21,7 @@ from conceptvec.concepts import ConceptSet, load_concepts
 from conceptvec.config import Config
 from conceptvec.extraction.projection import Projector
 from conceptvec.extraction.stage import Candidates, Projections, null_directions
-from conceptvec.records import Candidate, PoleScores, candidate_of
+from conceptvec.records import SIGNS, Candidate, PoleScores, candidate_of
 from conceptvec.scoring import lexicon as lex
 from conceptvec.scoring.scorer import COHERENCE_WORDS, LABELS, Scorer
 from conceptvec.text import html_table, listed, number, plain, words_of
@@ -116,7 +116,7 @@ def score(candidates: Candidates, model: Weights, config: Config) -> Scored:
         per_layer.append({"layer": projections.layer, "lists": len(null_lists), "reached": reached})
         passing = np.flatnonzero(candidates.passing(projections, config.min_kurtosis))
         filtered += len(passing)
-        for pole in "+-":
+        for pole in SIGNS:
             ids, values = (x[passing] for x in projections.pole(pole))
             lists = scorer(ids, projections.kurtosis[passing], null_coherence)
             histogram["poles"] += _histogram(lists.score)

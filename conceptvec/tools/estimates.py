@@ -164,7 +164,9 @@ def _memory(
 
 
 def _text_tokens(config: Config, shape: Shape, device: str) -> int:
-    return config.corpus_tokens or default_tokens(device, shape.operations_per_token)
+    return config.corpus_tokens or default_tokens(
+        int(shape.operations_per_token / 2), shape.unembedding, device
+    )
 
 
 def _disk(config: Config, shape: Shape, work: Work) -> int:

@@ -1,4 +1,4 @@
-"""What planted vectors stand on: a text, the words in it that the model knows, and their concepts."""
+"""What planted vectors stand on: a text, and the concepts' words that the model knows in it."""
 
 from __future__ import annotations
 
