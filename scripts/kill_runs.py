@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args, more = parser.parse_known_args()
     folder, draw = Path(tempfile.mkdtemp()), random.Random(args.seed)
-    argv = ["run", "--device", "cpu", "--nulls", "40", "--layers", "2,3", *more]
+    argv = ["run", "--device", "cpu", "--corpus-tokens", "20000", "--layers", "2,3", *more]
 
     def finish(name: str) -> None:
         process = start([*argv, "--out", str(folder / name)], folder / "log")

@@ -73,7 +73,7 @@ batch_size = 200  # @param {type: "integer"}
 score_threshold = 0.75  # @param {type: "number"}
 concepts = None  # @param {type: "raw"}
 damage = "noise,zero,mean"  # @param {type: "string"}
-nulls = 300  # @param {type: "integer"}
+corpus_tokens = None  # @param {type: "raw"}
 seed = 0  # @param {type: "integer"}
 out = None  # @param {type: "raw"}
 <<drive>>"""),
@@ -107,7 +107,7 @@ config = cv.Config(
     score_threshold=score_threshold,
     concepts=concepts,
     damage=damage,
-    nulls=nulls,
+    corpus_tokens=corpus_tokens,
     seed=seed,
     out=out,
 )

@@ -20,15 +20,40 @@ TOKENS = [
     "a&amp;b",
     " λ",
 ]
-KINDS = ("noise", "zero", "mean")
+KINDS = ("zero", "rotate", "mean")
 VERDICTS = ("validated", "validated", "not_specific", "no_effect", "inactive", "inconclusive")
-UNTESTED = {
-    "concept_drop": None,
-    "unrelated_drop": None,
-    "selectivity": None,
-    "ci95": [None, None],
-    "p_value": None,
-    "q_value": None,
+NO_DROPS = dict.fromkeys(
+    (
+        "concept_drop",
+        "unrelated_drop",
+        "elsewhere_drop",
+        "others_drop",
+        "silent_drop",
+        "selectivity",
+    )
+)
+UNTESTED = NO_DROPS | {"ci95": [None, None], "damage": {}, "examples": [], "words": []}
+SCAN = {
+    "zero": 0.05,
+    "mean": 0.06,
+    "largest_other": 0.01,
+    "largest_other_concept": "colors",
+    "words": 7,
+    "known_words": 30,
+    "without_strongest_word": 0.05,
+    "p_words": 0.001,
+    "p_moved": 0.001,
+    "exact_zero": None,
+    "exact_mean": None,
+}
+EXAMPLE = {
+    "ids": [2, 10, 11],
+    "text": f"the {HOSTILE}",
+    "word": " dog",
+    "own": True,
+    "activation": 3.0,
+    "clean": -1.0,
+    "damaged": -2.5,
 }
 
 
@@ -55,9 +80,11 @@ def entry(
     drops = {
         "concept_drop": 0.4 - 0.05 * number,
         "unrelated_drop": 0.01 * number,
+        "elsewhere_drop": 0.01 * number,
+        "others_drop": 0.0,
+        "silent_drop": 0.0,
         "selectivity": 0.4 - 0.06 * number,
     }
-    damaged = drops | {"neutral_kl": 0.01}
     validated = verdict == "validated"
     tested = {
         "verdict": verdict,
@@ -66,18 +93,19 @@ def entry(
         "ci95": [drops["selectivity"] - 0.1, drops["selectivity"] + 0.1],
         "p_value": 0.001,
         "q_value": 0.01,
-        "p_null": 0.001,
-        "p_labels": 0.001,
-        "n_nulls": 2,
-        "n_concept_prompts": 30,
-        "n_unrelated_prompts": 60,
-        "n_concept_prompts_left_out": 6,
-        "split_half": [0.4, 0.4],
-        "firing_share": 0.9,
+        "n_concept_positions": 30,
+        "n_unrelated_positions": 28,
+        "n_silent_positions": 16,
+        "n_unmatched_positions": 2,
         "answers_in_top_tokens": 0.5,
-        "stopped_early": False,
-        "draws": 5,
-        "damage": {kind: damaged for kind in KINDS},
+        "damage": {kind: drops for kind in KINDS},
+        "scan": SCAN,
+        "firing": {"ratio": 2.0, "p": 0.001},
+        "words": [["dog", 0.6, 4]],
+        "examples": [EXAMPLE],
+        "prompts": None,
+        "continuations": [],
+        "found_by": "projection",
         "activation": {
             "mean": 0.1,
             "max_abs": 3.0,
@@ -86,9 +114,7 @@ def entry(
             "contexts": [[f"the » dog« {HOSTILE}", 3.0]],
         },
     }
-    if validated:
-        tested["dose_response"] = [{"ratio": ratio} | drops for ratio in (0.5, 1.0, 2.0, 4.0)]
-    return candidate(number, concept) | damaged | tested | changes
+    return candidate(number, concept) | drops | tested | changes
 
 
 def six_entries() -> list[dict[str, Any]]:
@@ -106,7 +132,7 @@ def document(entries: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     candidates = Counter(e["concept"] for e in entries)
     valid = Counter(e["concept"] for e in entries if e["validated"])
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "created": "2026-01-01T00:00:00+00:00",
         "conceptvec_version": "0",
         "configuration": {
@@ -155,14 +181,42 @@ def document(entries: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         "untested_candidates": [],
         "layers": [0, 1, 2, 3],
         "verdicts": dict(Counter(e["verdict"] for e in entries)),
-        "prompts": {},
         "validation_results": entries,
-        "null_calibration": {
-            "null_neurons": 2,
-            "fewest_hits": 0,
-            "tested": 2,
-            "false_validations": 0,
-            "false_validation_rate": 0.0,
-            "points": [[0, 1, "animals", 0.001, 0.002], [1, 2, "animals", 0.6, 0.9]],
+        "null_calibration": control(points=[point(0.001, 0.002), point(0.9, 0.6)])
+        | {"wrong_concept": control(), "moved": control(n=20)},
+        "effect_only": [],
+        "concept_sets": [],
+        "scan_overview": None,
+        "text": {
+            "corpus": "self",
+            "digest": "0" * 64,
+            "passages": 3,
+            "documents": 3,
+            "tokens": 100,
+            "known_words": {name: 9 for name in names},
         },
+    }
+
+
+def control(n: int = 2, points: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """What one kind of control gave."""
+    return {
+        "n": n,
+        "used": len(points or []),
+        "false_validations": 0,
+        "false_validation_rate": 0.0,
+        "ci95": [0.0, 0.5],
+        "points": points or [],
+    }
+
+
+def point(unrelated: float, own: float) -> dict[str, Any]:
+    """A control that was damaged."""
+    return {
+        "id": "L00_N0001+",
+        "in_place_of": None,
+        "concept": "animals",
+        "concept_drop": own,
+        "unrelated_drop": unrelated,
+        "verdict": "no_effect",
     }

@@ -25,7 +25,7 @@ def test_the_committed_schema_is_that_of_the_classes() -> None:
 def test_a_run_writes_no_field_that_the_schema_does_not_name(
     stages: str, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = [*tiny_run, "--nulls", "5", "--layers", "1", "--stages", stages, "--json"]
+    argv = [*tiny_run, "--layers", "1", "--stages", stages, "--json"]
     assert main([*argv, "--out", str(tmp_path / "run")]) == 0
     written = json.loads(capsys.readouterr().out)
     errors = jsonschema.Draft202012Validator(document_schema(strict=True)).iter_errors(written)

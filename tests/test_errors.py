@@ -43,11 +43,11 @@ OPTIONS = [
     (["--batch-size", "many"], "at least 1"), (["--top-k", "-4"], "expected"), (["--fold", "all"], "both, final, none"),
     (["--score-threshold", "1.1"], "0 to 1"), (["--score-threshold", "nan"], "0 to 1"),
     (["--concepts", "/no/such.json"], "no file at"), (["--corpus", "/no/such.txt"], "no file at"),
-    (["--corpus", "."], "no file at"), (["--damage", "fire"], "noise, zero, mean"),
-    (["--damage", "zero,zero"], "each once"), (["--damage", ""], "noise, zero, mean"), (["--seed", "-1"], "at least 0"),
+    (["--corpus", "."], "no file at"), (["--damage", "fire"], "zero, rotate, mean, noise"),
+    (["--damage", "zero,zero"], "each once"), (["--damage", ""], "zero, rotate, mean, noise"), (["--seed", "-1"], "at least 0"),
     (["--seed", "1e3"], "at least 0"), (["--stages", "3"], "1, 1,2 or 1,2,3"), (["--stages", "one"], "1, 1,2 or"),
-    (["--noise-sigma", "0"], "1e-09"), (["--noise-sigma", "inf"], "1e+06"), (["--noise-ratio", "x"], "a number"),
-    (["--draws", "0"], "at least 1"), (["--nulls", "-1"], "at least 0"), (["--min-kurtosis", "x"], "a number"),
+    (["--noise-sigma", "0"], "1e-09"), (["--noise-sigma", "inf"], "1e+06"), (["--corpus-tokens", "0"], "at least 1"),
+    (["--noise-ratio", "2"], "unrecognized"), (["--draws", "1"], "unrecognized"), (["--nulls", "9"], "unrecognized"), (["--min-kurtosis", "x"], "a number"),
     (["--colour", "red"], "unrecognized arguments"), (["--seed"], "expected one argument"), (["extra"], "unrecognized"),
     (["--model", ""], "demo, a Hugging Face id"), (["--model", "./nothing"], "no folder at"),
     (["--model", "a/b/c"], "no folder at"), (["--model", "a b"], "no folder at"),
@@ -533,16 +533,6 @@ def test_refused_before_anything_is_written(options, tmp_path, monkeypatch, caps
     Path("corpus.txt").write_bytes(b"Sound text.\n" * 9 + b"\xff\xfe\n")
     assert main(["run", "--device", "cpu", *options, "--out", "r"]) == 2
     assert not Path("r").exists() and "Traceback" not in capsys.readouterr().err
-
-
-def test_few_nulls_are_told_beforehand(caplog) -> None:
-    from conceptvec import Config
-    from conceptvec.tools.preflight import preflight
-
-    assert "nothing can be validated" in " ".join(
-        preflight(Config(device="cpu", nulls=18)).warnings
-    )
-    assert not preflight(Config(device="cpu", nulls=19)).warnings
 
 
 def test_calibrate_needs_something_to_compare_with(tmp_path, capsys) -> None:

@@ -187,9 +187,15 @@ class Control(TypedDict):
     points: list[ControlPoint]
 
 
-class NullCalibration(Control, total=False):
-    """Null neurons, and beside them the other controls; empty where nothing was tested."""
+class NullCalibration(TypedDict, total=False):
+    """Null neurons as a `Control`, and beside them the others; empty where nothing was tested."""
 
+    n: Count
+    used: Count
+    false_validations: Count
+    false_validation_rate: Share | None
+    ci95: Interval
+    points: list[ControlPoint]
     wrong_concept: Control
     moved: Control
 

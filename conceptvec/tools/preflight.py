@@ -167,12 +167,14 @@ def preflight(config: Config) -> Plan:
     """
     # The user's own files come first: they are quick to read, and torch is not.
     load_concepts(config.concepts)
-    from conceptvec.effects.corpora import parse_corpus
+    from conceptvec.effects.corpora import TextFile, parse_corpus
     from conceptvec.model.device import choose_device, choose_dtype
     from conceptvec.tools.estimates import needs_of, shape_of, work_of
 
     if 3 in config.stages:
-        parse_corpus(config.corpus)
+        source = parse_corpus(config.corpus)
+        for _ in source.documents() if isinstance(source, TextFile) else ():
+            pass  # to the end: it may stop being text anywhere
 
     # What would run, and where.
     checkpoint = find(config)

@@ -14,7 +14,7 @@ from conceptvec.errors import RequestError
 from conceptvec.model.network import Model
 from conceptvec.results import Results
 from conceptvec.show import explorer, trial
-from conceptvec.validation.damage import continuation, damages
+from conceptvec.validation.damage import Damager, continuation
 from tests.documents import HOSTILE, document, entry
 
 
@@ -149,7 +149,7 @@ def test_a_continuation_is_that_of_an_edited_model(change: str, factor: float, t
     layer, neuron = vector["layer"], vector["neuron"]
 
     def continued(damage: list[Any]) -> tuple[str, torch.Tensor]:
-        return continuation(tiny, text, {layer: damage}, 5)
+        return continuation(tiny, tiny.encode(text), {layer: damage}, 5)
 
     clean = continued([])
     ours = continued(trial.changes(tiny, vector, change, factor, 0))
@@ -171,7 +171,8 @@ def test_the_mean_is_the_damage_of_stage_3(tiny: Model) -> None:
     vector = entry(1)
     mean = vector["activation"]["mean"]
     (ours,) = trial.changes(tiny, vector, "its mean activation", 1, 0)
-    (theirs,) = damages(tiny, vector["layer"], vector["neuron"], "mean", mean, 1, 2.0, None, 0)
+    column = tiny.value_vectors(vector["layer"])[vector["neuron"]]
+    (theirs,) = Damager(0)("mean", column, (vector["layer"], vector["neuron"]), mean)
     assert (ours.neuron, ours.scale, ours.shift) == (theirs.neuron, theirs.scale, theirs.shift)
 
 

@@ -52,8 +52,7 @@ def test_every_figure_of_a_run_names_its_model(name: str) -> None:
         ("layer_by_concept", "2 validated of 6 tested"),
         ("layer_by_concept", "1/2"),
         ("drops", "validated (n = 2)"),
-        ("drops", "null neurons (n = 2)"),
-        ("dose_response", "mean of 2"),
+        ("drops", "controls that were damaged (n = 2)"),
         ("vector_card", "score 1.00"),
     ],
 )
@@ -76,13 +75,13 @@ def test_drops_are_where_the_document_says() -> None:
         assert (tested["unrelated_drop"], tested["concept_drop"]) in points
 
 
-def test_a_null_neuron_far_out_is_inside_the_axes() -> None:
+def test_a_control_far_out_is_inside_the_axes() -> None:
     axes = figures.drops(document()).axes[0]
     assert axes.get_xlim()[1] > 0.9
     assert axes.get_ylim()[1] > 0.6
 
 
-@pytest.mark.parametrize("shown", ["L01_N0001-", "only1", "dog", "n = 30 concept"])
+@pytest.mark.parametrize("shown", ["L01_N0001-", "only1", "dog", "n = 30 own"])
 def test_a_card_shows_both_poles_of_the_vector_asked_for(shown: str) -> None:
     assert shown in texts(figures.vector_card(document(), "L01_N0001-"))
 
@@ -90,12 +89,6 @@ def test_a_card_shows_both_poles_of_the_vector_asked_for(shown: str) -> None:
 def test_a_card_of_an_unknown_vector_is_refused() -> None:
     with pytest.raises(ValueError, match="L09_N0000"):
         figures.vector_card(document(), "L09_N0000+")
-
-
-def test_without_a_validated_vector_there_are_no_doses() -> None:
-    nothing = document([entry(3, "no_effect")])
-    assert "dose_response" not in figures.measured(nothing)
-    assert "No vector was validated" in texts(figures.dose_response(nothing))
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)

@@ -153,7 +153,7 @@ def test_sets_are_shown(tmp_path: Path) -> None:
 
 
 def test_continuations_are_in_the_card(tmp_path: Path) -> None:
-    texts = [{"prompt": "The dog", "clean": " barks", "damaged": " is", "amplified": " dog"}]
+    texts = [{"prompt": "The dog", "clean": " barks", "removed": " is", "amplified": " dog"}]
     page = page_of(document([entry(0, continuations=texts)]), tmp_path)
     assert page.data[0]["continuations"] == texts
 
