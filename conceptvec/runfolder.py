@@ -76,11 +76,11 @@ class Parts:
                 bar.update(1)
         self.barrier()
         return [
-            self._wait_for(name) if arrays is None else arrays
+            self.wait_for(name) if arrays is None else arrays
             for (name, _), arrays in zip(tasks, found, strict=True)
         ]
 
-    def _wait_for(self, name: str) -> Arrays:
+    def wait_for(self, name: str) -> Arrays:
         """A part that another process has just finished; a shared disk may show it late."""
         for attempt in range(SHARED_DISK_SECONDS):
             if (arrays := self.load(name)) is not None:

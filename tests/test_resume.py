@@ -95,8 +95,9 @@ def test_nothing_is_computed_twice(tiny_run, again, finished, monkeypatch, capsy
         raise AssertionError("computed although it is finished")
 
     monkeypatch.setattr("conceptvec.extraction.stage.project_layer", never)
-    monkeypatch.setattr("conceptvec.validation.measure.Experiment.candidate_unit", never)
-    monkeypatch.setattr("conceptvec.validation.measure.Experiment.null_unit", never)
+    monkeypatch.setattr("conceptvec.validation.stage.measure_unit", never)
+    monkeypatch.setattr("conceptvec.effects.stage.read_passages", never)
+    monkeypatch.setattr("conceptvec.effects.gradients.Gradients.part", never)
     assert main([*tiny_run, "--out", str(again)]) == 0
     assert lasting(again) == lasting(finished)
 
@@ -104,7 +105,7 @@ def test_nothing_is_computed_twice(tiny_run, again, finished, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("extra", "said"),
     [(["--top-k", "11"], "top_k was 10, is 11"), (["--seed", "3"], "seed was 0, is 3"),
-     (["--damage", "zero"], "damage was ['noise', 'zero', 'mean'], is ['zero']")],
+     (["--damage", "zero"], "damage was ['zero', 'rotate', 'mean'], is ['zero']")],
 )  # fmt: skip
 def test_folder_of_another_configuration(extra, said, tiny_run, finished, capsys) -> None:
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}

@@ -49,7 +49,7 @@ def survey(scan: Scan, parts: Parts) -> Everywhere:
     # The first of several processes computes, the others read.
     parts.barrier()
     if kept is None:
-        kept = Everywhere.of_arrays(parts.map([(FILE, dict)], "Scan: statistics", "part")[0])
+        kept = Everywhere.of_arrays(parts.wait_for(FILE))
     return kept
 
 
