@@ -1,4 +1,6 @@
-"""Benchmarks on random weights of the shape of Gemma 3 1B, made on the spot: nothing is downloaded.
+"""Benchmarks on random weights, made on the spot: nothing is downloaded.
+
+The projection has the shape of Gemma 3 1B; damage, text and scan have that of Gemma 3 270M.
 
 Compared variants take turns, and the medians are reported, with the relative spread between
 repetitions, since a busy machine shows nothing else.
@@ -18,12 +20,13 @@ from conceptvec.extraction.projection import Projector
 from conceptvec.model.device import choose_device, choose_dtype, now
 from conceptvec.model.memory import peak_memory
 from conceptvec.text import table
+from conceptvec.tools.bench_scan import bench_scan
 from conceptvec.tools.bench_scoring import bench_scoring
 from conceptvec.tools.bench_validation import bench_validation
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("projection", "scoring", "validation")
+PARTS = ("projection", "scoring", "scan", "validation")
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 26, 1152, 6912, 262_144  # Gemma 3 1B
 TOP_K, BATCH, REPEATS = 50, 200, 7
 NAIVE = 5  # vectors that the naive loop is timed on
@@ -31,7 +34,7 @@ Variant = Callable[[], Any]
 
 
 def bench(device: str = "auto", vectors: int = 400, parts: Sequence[str] = PARTS) -> dict[str, Any]:
-    """Run the parts that are asked for: Stage 1's projection, Stage 2's scorer, Stage 3's damage.
+    """Run the parts that are asked for: Stage 1's projection, Stage 2's scorer, text and scan, Stage 3's damage.
 
     Args:
         device: as in `Config`.
@@ -53,6 +56,7 @@ def bench(device: str = "auto", vectors: int = 400, parts: Sequence[str] = PARTS
     run = {
         "projection": lambda: bench_projection(chosen, vectors),
         "scoring": bench_scoring,
+        "scan": lambda: bench_scan(str(chosen), dtype),
         "validation": lambda: bench_validation(str(chosen), dtype),
     }
     figures = {}

@@ -1,193 +1,250 @@
-"""Key `validation` of ``conceptvec bench``: the damage engine against the naive loop, on random weights.
+"""Key `validation` of ``conceptvec bench``: exact damage in running text against the naive loop.
 
-The naive loop does what published validations do: edit the column, run the whole model with all logits on all prompts,
-restore the column; one damage at a time. Both sides measure the same vectors, prompts, draws and precision, with
-prompts of like length batched together, and their results are compared before a time is reported.
+The naive loop does what published validations do: edit the column, run the whole model on all
+passages, restore the column; one damage at a time. As they do, it computes the logits of every
+token; a leaner one, beside it, unembeds the wanted positions alone. All measure the same positions
+under the same damages (zero, three rotations, mean), in batches of passages of like length, and
+their numbers are compared before a time is reported.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from conceptvec.config import Config
+from conceptvec.effects.passages import Passages
 from conceptvec.errors import RunError
 from conceptvec.model.device import now
-from conceptvec.validation.damage import Damage
-from conceptvec.validation.engine import Engine
-from conceptvec.validation.measure import Experiment, PromptTable
+from conceptvec.runfolder import Arrays
+from conceptvec.tools.bench_model import (
+    GEMMA_270M,
+    TOLERANCE,
+    padded,
+    random_model,
+    random_passages,
+)
+from conceptvec.validation.damage import Damage, Damager
+from conceptvec.validation.measure import (
+    SUBJECTS_PER_UNIT,
+    Request,
+    Setting,
+    Subject,
+    damages,
+    measure_unit,
+    split_unit,
+)
+from conceptvec.validation.replay import Replay
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
-GEMMA_1B = {
-    "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "vocab_size": 262144,
-    "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 512,
-}  # fmt: skip
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # nats between both sides
-Answer = tuple[list[int], int]
+KINDS = ("zero", "rotate", "mean")
+POSITIONS = 64  # of a subject: about what a candidate has of all kinds together
+BATCH = 64  # rows of the engine's forward passes
+NAIVE_BATCH = 8  # passages of the naive ones, whose logits take a megabyte a token
+REPEATS = 3
 
 
-def random_model(device: str, dtype: torch.dtype, shape: dict[str, int], seed: int = 0) -> Model:
-    """A Gemma 3 of a shape with random weights and no tokenizer."""
-    import transformers
+@dataclass(frozen=True)
+class Case:
+    """What both sides measure.
 
-    from conceptvec.model.network import FAMILIES, Model
+    Attributes:
+        setting: model and text.
+        layers: damaged layers.
+        requests: layer → the subjects of one unit, each with its positions.
+    """
 
-    settings: dict[str, Any] = GEMMA_1B | shape
-    config = transformers.Gemma3TextConfig(
-        **settings, hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=settings["head_dim"],
-        layer_types=[f"{'sliding' if (i + 1) % 6 else 'full'}_attention" for i in range(settings["num_hidden_layers"])],
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    with torch.device(device):
-        hf: Any = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    hf = hf.to(dtype).eval().requires_grad_(False)
-    tokenizer = SimpleNamespace(bos_token_id=2)
-    return Model(
-        hf, tokenizer, "random", None, FAMILIES["gemma3_text"], torch.device(device), dtype
-    )
+    setting: Setting
+    layers: list[int]
+    requests: dict[int, list[Request]]
 
-
-def random_prompts(n: int, vocabulary: int, seed: int = 0) -> list[Answer]:
-    """Token ids as long as the built-in prompts are (8 to 16 tokens), each with an answer of one token."""
-    rng = np.random.default_rng([seed, 31])
-    return [
-        ([2, *rng.integers(10, vocabulary, size - 1).tolist()], int(size) - 1)
-        for size in rng.integers(8, 17, n)
-    ]
-
-
-@torch.inference_mode()
-def naive(
-    model: Model, prompts: list[Answer], layer: int, damaged: list[Damage], batch_size: int
-) -> np.ndarray:
-    """Log-probabilities of the answers by real edits and whole forward passes: (D, P)."""
-    weight = model.layers[layer].mlp.down_proj.weight
-    out = np.zeros((len(damaged), len(prompts)))
-    order = np.argsort([len(ids) for ids, _ in prompts], kind="stable")
-    for row, d in enumerate(damaged):
-        keep = weight[:, d.neuron].clone()
-        weight[:, d.neuron] += (-keep.float() if d.scale < 0 else d.direction).to(weight.dtype)
-        try:
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                width = max(len(prompts[p][0]) for p in batch)
-                ids = torch.tensor(
-                    [prompts[p][0] + [0] * (width - len(prompts[p][0])) for p in batch]
-                )
-                mask = torch.tensor(
-                    [[1] * len(prompts[p][0]) + [0] * (width - len(prompts[p][0])) for p in batch]
-                )
-                ids, mask = ids.to(model.device), mask.to(model.device)
-                logits = model.hf(input_ids=ids, attention_mask=mask, use_cache=False).logits
-                for i, p in enumerate(batch):
-                    last = len(prompts[p][0]) - 1
-                    out[row, p] = float(logits[i, last - 1].float().log_softmax(0)[ids[i, last]])
-        finally:
-            weight[:, d.neuron] = keep
-    return out
+    @property
+    def subjects(self) -> int:
+        """How many there are in all."""
+        return sum(len(requests) for requests in self.requests.values())
 
 
 def bench_validation(
     device: str = "cpu",
     dtype: str = "float32",
-    shape: dict[str, int] | None = None,
-    layers: int = 5,
-    per_layer: int = 2,
-    prompts: int = 24,
-    draws: int = 5,
-    batch_size: int = 64,
-    seed: int = 0,
+    shape: Mapping[str, int] | None = None,
+    positions: int = POSITIONS,
+    subjects: int = SUBJECTS_PER_UNIT,
+    repeats: int = REPEATS,
 ) -> dict[str, Any]:
-    """Seconds per vector of the engine and of the naive loop.
+    """Seconds per vector of the damage engine and of the naive loop.
 
     Args:
         device: cpu, cuda, cuda:N or mps.
         dtype: float32 or bfloat16, for both sides.
-        shape: changes of the real Gemma 3 1B shape.
-        layers: damaged layers, evenly from the first to the last.
-        per_layer: candidates in each.
-        prompts: prompts per candidate: a third are the concept's, two thirds unrelated.
-        draws: noise draws; zero and mean come on top.
-        batch_size: rows per forward pass, for both sides.
-        seed: of weights, prompts and neurons.
+        shape: changes of the shape of Gemma 3 270M.
+        positions: of each vector, each in a passage of its own.
+        subjects: vectors of a layer that are measured together, as in a run.
+        repeats: turns of which the medians are taken.
 
     Returns:
-        ``seconds_naive``, ``seconds_ours`` and ``speedup`` with every draw computed; ``seconds_adaptive`` and
-        ``speedup_adaptive`` where nine in ten candidates are hopeless and stop early; all per vector. The naive loop
-        is timed on one vector, since its time does not depend on the layer.
+        ``seconds_naive``, ``seconds_lean``, ``seconds_ours`` and the ratios ``speedup`` and
+        ``speedup_over_lean``, all per vector, over three layers from the first to the last. The
+        naive loops are timed on one vector, since their time does not depend on the layer.
 
     Raises:
         RunError: the two sides disagree.
     """
-    model = random_model(device, getattr(torch, dtype), shape or {}, seed)
-    made = random_prompts(prompts, model.vocab_size, seed)
-    config = Config(device=device, batch_size=batch_size, draws=draws, seed=seed)
-    means = {n: np.zeros(model.intermediate_size) for n in range(model.n_layers)}
-    rng = np.random.default_rng([seed, 32])
-    places = sorted({round(x) for x in np.linspace(0, model.n_layers - 1, layers)})
-    chosen = [
-        (n, sorted(map(int, rng.choice(model.intermediate_size, per_layer, replace=False))))
-        for n in places
-    ]
-    vectors = per_layer * len(places)
+    model = random_model(device, getattr(torch, dtype), shape)
+    case = _case(model, positions, subjects)
+    difference = _largest_difference(case)
 
-    def experiment() -> Experiment:
-        engine, third = Engine(model, made, batch_size), max(1, prompts // 3)
-        groups = {
-            "concept": list(range(third)),
-            "other": list(range(third, prompts)),
-            "neutral": [],
-        }
-        known, nothing = np.ones(prompts, bool), np.zeros(prompts)
-        return Experiment(
-            model, config, PromptTable(engine, groups, known, nothing, nothing, seed), means
-        )
-
-    def ours(hopeless: bool) -> tuple[float, np.ndarray]:
-        """Seconds per vector, clean passes included, and the drops of the first one (kinds, P)."""
-        start, mine, drops = now(model.device), experiment(), []
-        for layer, neurons in chosen:
-            entries = [
-                {"neuron": j, "concept": "concept", "firing_share": float(not hopeless)}
-                for j in neurons
-            ]
-            drops.append(
-                mine.candidate_unit(layer, tuple(neurons), entries, stop=hopeless)["drop"][0]
-            )
-        return (now(model.device) - start) / vectors, drops[0]
-
-    warm = experiment()
-    layer, neuron = chosen[0][0], chosen[0][1][0]
-    damaged = [d for kind in config.damage for d in warm.damages(layer, neuron, kind)]
-    naive(model, made, layer, [], batch_size)
-    full, found = ours(hopeless=False)
-    look, _ = ours(hopeless=True)
-    start = now(model.device)
-    slow = naive(model, made, layer, damaged, batch_size)
-    seconds = now(model.device) - start
-    clean = naive(
-        model,
-        made,
-        layer,
-        [Damage(neuron, 1.0, 0.0, torch.zeros_like(damaged[0].direction))],
-        batch_size,
-    )
-    expected = np.stack([(clean - slow[:draws]).mean(0), *(clean - slow[draws:])])
-    difference = float(np.abs(found - expected).max())
-    if not difference <= TOLERANCE[model.dtype]:
-        raise RunError(
-            f"bench: the engine and the naive loop differ by {difference:.3g} nats; run conceptvec selfcheck"
-        )
-    adaptive = 0.1 * full + 0.9 * look
+    # They take turns; each has been run once by then.
+    layer = case.layers[0]
+    request = case.requests[layer][0]
+    seconds: dict[str, list[float]] = {"naive": [], "lean": [], "ours": []}
+    for _ in range(repeats):
+        for name in ("naive", "lean"):
+            start = now(model.device)
+            naive(case.setting, request, whole=name == "naive")
+            seconds[name].append(now(model.device) - start)
+        start = now(model.device)
+        _ours(case)
+        seconds["ours"].append((now(model.device) - start) / case.subjects)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
     return {
-        "seconds_naive": seconds, "seconds_ours": full, "speedup": seconds / full,
-        "seconds_adaptive": adaptive, "speedup_adaptive": seconds / adaptive, "hopeless_share": 0.9,
-        "vectors": vectors, "layers": places, "prompts": prompts, "draws": draws, "damages": len(damaged),
-        "batch_size": batch_size, "dtype": dtype, "device": device, "threads": torch.get_num_threads(),
-        "shape": GEMMA_1B | (shape or {}), "largest_difference": difference,
-    }  # fmt: skip
+        "seconds_naive": median["naive"],
+        "seconds_lean": median["lean"],
+        "seconds_ours": median["ours"],
+        "speedup": median["naive"] / median["ours"],
+        "speedup_over_lean": median["lean"] / median["ours"],
+        "spread": max(max(times) / min(times) - 1 for times in seconds.values()),
+        "repeats": repeats,
+        "vectors": case.subjects,
+        "layers": case.layers,
+        "positions": positions,
+        "damages": len(_damages_of(request.subject, case.setting)),
+        "tokens": len(case.setting.passages.ids),
+        "dtype": dtype,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "shape": {**GEMMA_270M, **(shape or {})},
+        "largest_difference": difference,
+    }
+
+
+def _case(model: Model, positions: int, subjects: int) -> Case:
+    """Random neurons of three layers, each with one position in each of some passages."""
+    passages = random_passages(positions, model.vocab_size)
+    stream = np.random.default_rng(32)
+    layers = sorted({0, model.n_layers // 2, model.n_layers - 1})
+    means = {layer: stream.normal(0, 0.1, model.intermediate_size) for layer in layers}
+    setting = Setting(
+        model,
+        passages,
+        np.repeat(np.arange(positions), passages.lengths),
+        Damager(0),
+        means,
+        BATCH,
+        Replay(model),
+    )
+    requests: dict[int, list[Request]] = {}
+    for layer in layers:
+        neurons = stream.choice(model.intermediate_size, subjects, replace=False)
+        requests[layer] = [_request(layer, int(j), passages, stream) for j in np.sort(neurons)]
+    return Case(setting, layers, requests)
+
+
+def _request(layer: int, neuron: int, passages: Passages, stream: np.random.Generator) -> Request:
+    """One position in every passage, not in its first quarter."""
+    at = stream.integers(passages.lengths // 4, passages.lengths - 1)
+    subject = Subject("candidate", f"{layer}/{neuron}", layer, neuron, 1, 0, neuron)
+    return Request(subject, passages.starts + at, KINDS)
+
+
+def _ours(case: Case) -> dict[int, Arrays]:
+    """Every layer's unit."""
+    return {
+        layer: measure_unit(layer, requests, case.setting)
+        for layer, requests in case.requests.items()
+    }
+
+
+def _largest_difference(case: Case) -> float:
+    """Between both sides over one vector of every layer, in nats.
+
+    Raises:
+        RunError: it is more than rounding explains.
+    """
+    ours, differences = _ours(case), []
+    for layer, requests in case.requests.items():
+        measured = split_unit(requests, ours[layer])[0]
+        rows = {whole: naive(case.setting, requests[0], whole=whole) for whole in (True, False)}
+        for log_p in rows.values():
+            expected = {"clean": log_p[0], "zero": log_p[1], "mean": log_p[-1]}
+            expected["rotate"] = log_p[2:-1].mean(0)
+            for kind, values in expected.items():
+                found = measured.clean if kind == "clean" else measured.damaged[kind]
+                differences.append(float(np.abs(found - values).max()))
+    largest = max(differences)
+    if not largest <= TOLERANCE[case.setting.model.dtype]:
+        raise RunError(
+            f"bench: the engine and the naive loop differ by {largest:.3g} nats; run conceptvec "
+            "selfcheck"
+        )
+    return largest
+
+
+def _damages_of(subject: Subject, setting: Setting) -> list[Damage]:
+    return [damage for kind in KINDS for damage in damages(subject, kind, setting)]
+
+
+@torch.inference_mode()
+def naive(setting: Setting, request: Request, whole: bool) -> np.ndarray:
+    """Log-probabilities by real edits and whole forward passes: (1 + D, n), the clean ones first.
+
+    Args:
+        setting: model and text.
+        request: a vector and its positions, one in each passage.
+        whole: compute the logits of every token, not of the wanted ones alone.
+    """
+    model, passages = setting.model, setting.passages
+    subject = request.subject
+    down = model.layers[subject.layer].mlp.down_proj
+    column = down.weight[:, subject.neuron].clone()
+    order = np.argsort(passages.lengths, kind="stable")
+    batches = [order[i : i + NAIVE_BATCH] for i in range(0, len(order), NAIVE_BATCH)]
+    at = request.positions - passages.starts
+    nothing = Damage(subject.neuron, 0.0, 0.0, torch.zeros_like(column))
+    rows = []
+    for damage in [nothing, *_damages_of(subject, setting)]:
+        # scale·a·v goes into the column; what does not follow the activation is a bias.
+        direction = damage.direction.clone()  # it may be a view of the column
+        bias = (damage.shift * direction).to(column.dtype)
+        changed = column.float() + damage.scale * direction
+        down.weight[:, subject.neuron] = changed.to(column.dtype)
+        down.bias = torch.nn.Parameter(bias, requires_grad=False)
+        try:
+            log_p = [_last_log_p(model, passages, batch, at, whole) for batch in batches]
+        finally:
+            down.weight[:, subject.neuron] = column
+            down.bias = None
+        rows.append(np.concatenate(log_p)[np.argsort(np.concatenate(batches))])
+    return np.stack(rows)
+
+
+def _last_log_p(
+    model: Model, passages: Passages, batch: np.ndarray, at: np.ndarray, whole: bool
+) -> np.ndarray:
+    """Log-probability of the token after one position of each passage of a batch: (B,)."""
+    ids = padded(passages, batch).to(model.device)
+    position = torch.from_numpy(at[batch]).to(model.device)
+    rows = torch.arange(len(batch), device=model.device)
+    if whole:
+        logits = model.hf(input_ids=ids, use_cache=False).logits[rows, position].float()
+    else:
+        hidden = model.decoder(input_ids=ids, use_cache=False).last_hidden_state
+        logits = (hidden[rows, position] @ model.unembedding.T).float()
+    own = logits.gather(1, ids[rows, position + 1][:, None])[:, 0]
+    return (own - logits.logsumexp(1)).cpu().double().numpy()

@@ -114,9 +114,9 @@ class _Beginnings:
 
     def read(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass of the decoder."""
-        ids = args[0] if args else kwargs["input_ids"]
+        ids = args[0] if args else kwargs.get("input_ids")
         cache = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length():
+        if ids is None or (cache is not None and cache.get_seq_length()):
             raise RuntimeError("a planted neuron needs whole texts: run it without a cache")
         self._outer, self.hashes = self.hashes, prefix_hashes(ids.cpu().numpy())
 
