@@ -52,25 +52,25 @@ def effect_by_score(results: Mapping[str, Any]) -> Figure:
         ticks = [NO_SCORE, 0, 0.25, 0.5, 0.75, 1]
         axes.set_xticks(ticks, ["no word\nof it", "0", "0.25", "0.5", "0.75", "1"])
     above.tick_params(labelbottom=False)
-    above.set_ylabel("effect on the concept's words (nats)")
+    above.set_ylabel("effect on the concept (nats)")
     below.set_xlabel("Stage 2 score of the pole for the concept")
     figure.legend(loc="outside lower left", ncols=3)
     return figure
 
 
 def _densities(axes: Axes, counts: Mapping[str, Any]) -> None:
-    """The share of effects in each bin, for the poles of every bin of the score."""
+    """How many poles have which score and effect, darker where there are more."""
     effects = np.array(counts["effect_edges"])
     columns = [(np.array([NO_SCORE - SIDE, NO_SCORE + SIDE]), np.array([counts["without_score"]]))]
     columns.append((np.array(counts["score_edges"]), np.array(counts["with_score"])))
+    most = max(values.max() for _, values in columns)
     for edges, values in columns:
-        share = values / np.maximum(values.sum(1, keepdims=True), 1)  # of each column
         axes.pcolormesh(
             edges,
             effects,
-            np.ma.masked_equal(share.T, 0),
+            np.ma.masked_equal(values.T, 0),
             cmap=seaborn.light_palette(BLUE, as_cmap=True),
-            norm=LogNorm(1e-5, 0.5),
+            norm=LogNorm(0.5, max(int(most), 10)),
             rasterized=True,
         )
     _effect_scale(axes)
@@ -86,12 +86,12 @@ def _points(
         [effect for _, effect in moved],
         color=GRAY,
         marker="x",
-        label=f"their vectors moved to other neurons (n = {len(moved)})",
+        label=f"their vectors moved (n = {len(moved)})",
         **looks,
     )
     for found_by, color, label in (
         ("projection", INK, "candidates of Stage 2"),
-        ("both", GREEN, "candidates that are used"),
+        ("both", GREEN, "used for the concept"),
     ):
         chosen = [e for e in entries if e["found_by"] == found_by and e["scan"]["mean"] is not None]
         axes.scatter(
@@ -149,7 +149,7 @@ def effect_by_layer(results: Mapping[str, Any]) -> Figure:
         results,
         "Effect by layer",
         height=max(3.4, 0.3 * len(concepts) + 1.5),
-        note=f"in a cell: poles that are used, {named.sum():,} in all",
+        note=f"number in a cell: poles that are used, {named.sum():,} in all",
     )
     top = max(float(effects.max(initial=0)), 10 * SMALLEST)
     seaborn.heatmap(
