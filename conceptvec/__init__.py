@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for editors: what is loaded on first use
     from conceptvec.scoring.lexicon import score_tokens
     from conceptvec.scoring.stage import score
     from conceptvec.show.explorer import explore
+    from conceptvec.tools.scan_table import scan
 
 __all__ = [
     "Config",
@@ -33,6 +34,7 @@ __all__ = [
     "open_run",
     "run",
     "save_run",
+    "scan",
     "score",
     "score_tokens",
     "validate",
@@ -48,6 +50,7 @@ _HOME = {
     "open_run": "pipeline",
     "run": "pipeline",
     "save_run": "pipeline",
+    "scan": "tools.scan_table",
     "score": "scoring.stage",
     "score_tokens": "scoring.lexicon",
     "validate": "pipeline",

@@ -97,7 +97,7 @@ class PoleScores:
         layer: the model's number of it.
         neuron: zero-based.
         sign: 0 for the pole +, 1 for the pole −.
-        concept: the best concept's number in the run.
+        concept: the best concept's name.
         score: in [0, 1].
     """
 
@@ -111,8 +111,8 @@ class PoleScores:
     def of(
         cls, layer: int, neurons: np.ndarray, sign: Sign, concept: np.ndarray, score: np.ndarray
     ) -> PoleScores:
-        """One pole of some neurons of a layer; −1 stands for no concept."""
-        has_one = concept >= 0
+        """One pole of some neurons of a layer; an empty name stands for no concept."""
+        has_one = concept != ""
         n = int(has_one.sum())
         return cls(
             np.full(n, layer),
@@ -132,4 +132,4 @@ class PoleScores:
     def nothing(cls) -> PoleScores:
         """No pole."""
         nowhere = np.zeros(0, int)
-        return cls(nowhere, nowhere, nowhere, nowhere, np.zeros(0))
+        return cls(nowhere, nowhere, nowhere, np.zeros(0, str), np.zeros(0))

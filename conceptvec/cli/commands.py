@@ -62,6 +62,27 @@ def find(arguments: argparse.Namespace) -> Answer:
     return Answer(answer, lambda: found_table(answer))
 
 
+def scan(arguments: argparse.Namespace) -> Answer:
+    """``conceptvec scan``."""
+    from conceptvec.model.network import load_model
+    from conceptvec.pipeline import open_run
+    from conceptvec.tools.scan_table import concept_of_words, scan, scan_folder
+
+    if arguments.limit < 1:
+        raise RequestError(f"--limit: got {arguments.limit}, expected a whole number of at least 1")
+    config = config_of(arguments)
+    if arguments.words and config.concepts:
+        raise RequestError("--words, --concepts: got both, expected one of them")
+    if arguments.words:
+        config = replace(config, concepts=concept_of_words(arguments.words))
+    model = load_model(config)
+    config = replace(config, out=str(scan_folder(config, model, arguments.words)))
+    parts = open_run(model, config)
+    answer = scan(model, config, parts, arguments.limit)
+    parts.finish()
+    return Answer(answer, lambda: f"{answer!r}\n\n{parts.path}")
+
+
 def score_tokens(arguments: argparse.Namespace) -> Answer:
     """``conceptvec score-tokens``."""
     from conceptvec.scoring.lexicon import score_tokens
@@ -182,6 +203,31 @@ COMMANDS = (
                 "--run",
                 metavar="RUN",
                 help="search the kept lists of this finished run instead of the weights",
+            ),
+        ),
+    ),
+    Command(
+        "scan",
+        "the first-order effect of removing every neuron on every concept's words",
+        scan,
+        options=(
+            *MODEL,
+            "layers",
+            "fold",
+            "concepts",
+            "corpus",
+            "corpus_tokens",
+            "chat_template",
+            "seed",
+            "out",
+            "overwrite",
+        ),
+        arguments=(
+            argument(
+                "--words", nargs="+", metavar="WORD", help="words of your own, as one concept"
+            ),
+            argument(
+                "--limit", type=int, default=5, help="poles shown of each concept (default 5)"
             ),
         ),
     ),

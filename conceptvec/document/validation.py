@@ -286,7 +286,7 @@ class EffectByLayer(TypedDict):
     """One concept, layer by layer.
 
     Attributes:
-        largest: the largest effect of a pole that serves no other concept half as much, nats.
+        largest: the largest effect with p at most 0.001 that is specific to the concept, nats.
         named: poles that the scan names.
     """
 

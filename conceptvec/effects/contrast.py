@@ -11,21 +11,29 @@ from conceptvec.effects.statistics import Contrast
 from conceptvec.scoring.words import normalise
 
 LEAST_WORDS = 5  # known words that a concept needs to be compared with
+SAME_SUBJECT = 0.5  # share of an own concept's words from which a built-in one is the same subject
 
 
 def with_contrast(own: ConceptSet, built_in: ConceptSet) -> ConceptSet:
-    """The run's concepts, and the built-in ones of other names less the words that they share."""
+    """The run's concepts, and the built-in ones of other names less the words that they share.
+
+    A built-in concept that has half of an own concept's words is the same subject: it is left out.
+    """
     names = set(own.names)
     if names >= set(BUILT_IN):
         return own
-    taken = {
-        normalise(word)
-        for concept in own.concepts
-        for words in concept.words.values()
-        for word in words
-    }
-    others = [_without(c, taken) for c in built_in.concepts if c.name not in names]
+    own_words = [_words(concept) for concept in own.concepts]
+    taken = set[str]().union(*own_words)
+    others = []
+    for concept in built_in.concepts:
+        shared = [len(words & _words(concept)) / max(len(words), 1) for words in own_words]
+        if concept.name not in names and max(shared, default=0) < SAME_SUBJECT:
+            others.append(_without(concept, taken))
     return replace(own, concepts=(*own.concepts, *others))
+
+
+def _words(concept: Concept) -> set[str]:
+    return {normalise(word) for words in concept.words.values() for word in words}
 
 
 def _without(concept: Concept, taken: set[str]) -> Concept:

@@ -3,7 +3,8 @@
 The statistic is that of `significance`, for all poles × concepts:
 
 1. One layer and pole at a time the effects per word become means per concept, the studentised
-   contrast, the firing ratio, and the largest effect on another concept.
+   contrast, the firing ratio, and the largest effect on another concept. Its variance is moderated:
+   among so many tests the largest statistics would be those with the smallest errors.
 2. p is the larger of two Monte Carlo values. The nulls match the family that is tested, every pole
    under every concept: random poles under permuted words, and the vectors of random poles under
    other neurons' firing.
@@ -38,6 +39,7 @@ Arrays = dict[str, Any]
 EFFECTS = ("zero", "mean", "largest_other", "firing")
 P_VALUES = ("p", "p_words", "p_moved")
 LARGEST = float(np.finfo(np.float16).max)
+PRIOR = 10.0  # words that the pole's own variance weighs beside that of a concept
 OTHERS = 0.5  # largest effect on another concept, as a share of the concept's own
 LEAST_JUDGED = 5  # judged words from which a concept's null values are pooled with the others'
 
@@ -152,13 +154,13 @@ def permuted_words(
     columns: Columns, words: Contrast, stream: np.random.Generator, permutations: int = PERMUTATIONS
 ) -> Pool:
     """The statistics of some poles under all concepts, with the words' labels shuffled."""
-    values = [statistic(columns, words.shuffled(stream)) for _ in range(permutations)]
+    values = [statistic(columns, words.shuffled(stream), PRIOR) for _ in range(permutations)]
     return Pool.of(np.concatenate(values, 1).astype(np.float32), words.judged)
 
 
 def moved_vectors(columns: Columns, words: Contrast) -> Pool:
     """The statistics of vectors under other neurons' firing, under all concepts."""
-    return Pool.of(statistic(columns, words).astype(np.float32), words.judged)
+    return Pool.of(statistic(columns, words, PRIOR).astype(np.float32), words.judged)
 
 
 def measure(
@@ -191,7 +193,7 @@ def _measure_poles(
     columns: Columns, words: Contrast, concepts: Sequence[int], nulls: Nulls
 ) -> dict[str, np.ndarray]:
     """The fields of `Everywhere` for P poles: (C, P) each."""
-    tested = studentised(columns.mean, columns.readout, words)
+    tested = studentised(columns.mean, columns.readout, words, prior=PRIOR)
     effects = {
         "zero": concept_means(columns.zero, words)[concepts],
         "mean": tested.mean[concepts],

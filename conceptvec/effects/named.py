@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from conceptvec.effects.everywhere import OTHERS, Everywhere
-from conceptvec.effects.significance import Nulls, uses_of
+from conceptvec.effects.significance import MAX_Q, Nulls, uses_of
 from conceptvec.effects.use import Use
 from conceptvec.extraction.projection import Projector
 from conceptvec.records import Pole
@@ -50,17 +50,25 @@ class Named:
 def named_poles(scan: Scan, everywhere: Everywhere) -> list[Named]:
     """All poles that the scan names, concept by concept, strongest first."""
     facts = facts_at(scan, everywhere, np.argwhere(everywhere.is_used))
-    return [item for item in facts if item.use.words >= CARRYING and item.use.other_share <= OTHERS]
+    return [item for item in facts if is_named(item)]
+
+
+def is_named(item: Named) -> bool:
+    """Whether q, the other concepts and the number of carrying words allow the name."""
+    use = item.use
+    return item.q <= MAX_Q and use.other_share <= OTHERS and use.words >= CARRYING
 
 
 def strongest(scan: Scan, everywhere: Everywhere, concept: int, limit: int) -> list[Named]:
-    """The poles with the largest effects on a concept, those alone that serve no other as much."""
-    serves_it = (everywhere.mean[concept] > 0) & everywhere.is_specific[concept]
-    effect = np.where(serves_it, everywhere.mean[concept], -np.inf).ravel()
-    best = np.argsort(-effect, kind="stable")[:limit]
-    best = best[np.isfinite(effect[best])]
+    """The poles that a concept's words need most: the used ones by effect, then the others by p."""
+    is_used = everywhere.is_used[concept].ravel()
+    effect = everywhere.mean[concept].ravel()
+    rank = np.where(is_used, -1.0, everywhere.p[concept].ravel())
+    best = np.lexsort((-effect, rank))[:limit]
+    best = best[effect[best] > 0]
     at = np.stack(np.unravel_index(best, everywhere.mean.shape[1:]), 1)
-    return facts_at(scan, everywhere, np.insert(at, 0, concept, axis=1))
+    items = facts_at(scan, everywhere, np.insert(at, 0, concept, axis=1))
+    return sorted(items, key=lambda item: not is_named(item))
 
 
 def facts_at(scan: Scan, everywhere: Everywhere, places: np.ndarray) -> list[Named]:

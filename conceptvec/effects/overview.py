@@ -13,6 +13,7 @@ from conceptvec.records import PoleScores
 from conceptvec.text import plain
 
 SCORES = np.linspace(0, 1, 21)  # edges of the bins of Stage 2's score
+NO_CHANCE = 1e-3  # largest p of an effect by layer
 SMALLEST, LARGEST, STEPS = 1e-4, 10.0, 40  # nats: bins of the effect on a logarithmic scale
 EFFECTS = np.r_[
     -np.geomspace(LARGEST, SMALLEST, STEPS + 1), np.geomspace(SMALLEST, LARGEST, STEPS + 1)
@@ -65,9 +66,9 @@ def effect_by_score(
     A pole has Stage 2's score for its best concept alone; every other pole and concept is counted
     in ``without_score``.
     """
-    layers = {layer: i for i, layer in enumerate(everywhere.layers)}
-    at_layer = np.array([layers[layer] for layer in scores.layer.tolist()], int)
-    at = (scores.concept, at_layer, scores.neuron, scores.sign)
+    concepts = [everywhere.concepts.index(concept) for concept in scores.concept.tolist()]
+    layers = np.searchsorted(everywhere.layers, scores.layer)
+    at = (np.array(concepts, int), layers, scores.neuron, scores.sign)
     effect, is_used = everywhere.mean[at].astype(float), everywhere.is_used[at]
     counts, _, _ = np.histogram2d(scores.score, _inside(effect), (SCORES, EFFECTS))
     whole, _ = np.histogram(_inside(everywhere.mean.astype(float).ravel()), EFFECTS)
@@ -101,7 +102,8 @@ def effect_by_layer(
     everywhere: Everywhere, named: Sequence[tuple[str, int]]
 ) -> dict[str, dict[str, list[Any]]]:
     """For every concept, by layer: the largest effect of a pole that serves it, and how many are named."""
-    serving = np.where(everywhere.is_specific, everywhere.mean, 0).max((2, 3))  # (C, L)
+    serves = everywhere.is_specific & (everywhere.p <= NO_CHANCE)
+    serving = np.where(serves, everywhere.mean, 0).max((2, 3))  # (C, L)
     whole = {}
     for c, concept in enumerate(everywhere.concepts):
         layers = [layer for name, layer in named if name == concept]

@@ -76,7 +76,11 @@ def others(n_concepts: int) -> np.ndarray:
 
 
 def studentised(
-    effect: np.ndarray, readout: np.ndarray, words: Contrast, floor: float = FLOOR
+    effect: np.ndarray,
+    readout: np.ndarray,
+    words: Contrast,
+    floor: float = FLOOR,
+    prior: float = 0.0,
 ) -> Tested:
     """The statistic of every pole and concept.
 
@@ -85,17 +89,38 @@ def studentised(
         readout: (n, P) how much the pole promotes each word.
         words: the words' concepts.
         floor: of the standard error.
+        prior: in words, what the pole's variance over all concepts weighs beside a concept's own.
     """
     mean, variance = _moments(effect, readout, words)
+    judged = words.judged[:, None]
+    if prior:
+        variance = moderated(variance, judged, prior)
+    of_mean = variance / np.maximum(judged, 1)
     contrast = mean - words.against @ mean
-    error = np.sqrt(variance + words.against**2 @ variance)
+    error = np.sqrt(of_mean + words.against**2 @ of_mean)
     return Tested(contrast / np.sqrt(error**2 + floor**2), mean, contrast)
+
+
+def moderated(variance: np.ndarray, judged: np.ndarray, prior: float) -> np.ndarray:
+    """Variances drawn towards the pole's own over all concepts (Smyth 2004).
+
+    A variance of few words may be small by chance, and the largest of very many statistics are then
+    those with the smallest errors.
+
+    Args:
+        variance: (C, P) over each concept's judged words.
+        judged: (C, 1) how many there are.
+        prior: in words, what the pooled variance weighs.
+    """
+    freedom = np.maximum(judged - 1, 0)
+    pooled = (freedom * variance).sum(0) / max(int(freedom.sum()), 1)
+    return (prior * pooled + freedom * variance) / (prior + freedom)
 
 
 def _moments(
     effect: np.ndarray, readout: np.ndarray, words: Contrast
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and squared standard error over each concept's judged words: (C, P) each."""
+    """Mean and variance over each concept's judged words: (C, P) each."""
     shape = (len(words.against), effect.shape[1])
     mean, variance = np.zeros(shape), np.zeros(shape)
     for c, size in enumerate(words.sizes):
@@ -109,5 +134,5 @@ def _moments(
             chosen = np.take_along_axis(chosen, best, 0)
         mean[c] = chosen.mean(0)
         if judged > 1:
-            variance[c] = chosen.var(0, ddof=1) / judged
+            variance[c] = chosen.var(0, ddof=1)
     return mean, variance

@@ -14,6 +14,7 @@ import torch
 
 from conceptvec.effects.everywhere import (
     OTHERS,
+    PRIOR,
     Everywhere,
     Nulls,
     largest_others,
@@ -127,16 +128,16 @@ def controls_of(scan: Scan, nulls: Nulls, cut_off: float) -> dict[str, dict[str,
     """
     own = list(scan.text.own)
     shuffled = scan.contrast.shuffled(rng(scan.seed, "controls everywhere"))
-    permuted = statistic(sampled(scan), shuffled)[own]
+    permuted = statistic(sampled(scan), shuffled, PRIOR)[own]
     held_out = np.flatnonzero(scan.is_held_out & scan.is_sampled)
-    moved = statistic(scan.moved_columns.take(held_out), scan.contrast)[own]
+    moved = statistic(scan.moved_columns.take(held_out), scan.contrast, PRIOR)[own]
     controls = {
         "permuted_words": _control(permuted, own, nulls, cut_off),
         "moved": _control(moved, own, nulls, cut_off),
     }
     of_candidates = np.flatnonzero(scan.is_held_out & ~scan.is_sampled)
     if len(of_candidates):
-        t = statistic(scan.moved_columns.take(of_candidates), scan.contrast)
+        t = statistic(scan.moved_columns.take(of_candidates), scan.contrast, PRIOR)
         concepts = scan.candidate_concepts[scan.moved.pole[of_candidates]]
         t = t[concepts, np.arange(len(concepts))]
         p = np.array([_p(value, c, nulls) for value, c in zip(t, concepts, strict=True)])
@@ -222,7 +223,7 @@ def moved_effects(scan: Scan, everywhere: Everywhere, scored: Scored) -> MovedEf
     at = np.flatnonzero(scan.is_held_out & ~scan.is_sampled)
     columns, candidate = scan.moved_columns.take(at), scan.moved.pole[at]
     concept, row = scan.candidate_concepts[candidate], np.arange(len(at))
-    tested = studentised(columns.mean, columns.readout, scan.contrast)
+    tested = studentised(columns.mean, columns.readout, scan.contrast, prior=PRIOR)
     mean = tested.mean[concept, row]
     other = largest_others(tested.mean, scan.contrast.sizes)[concept, row]
     nulls = nulls_of(scan)

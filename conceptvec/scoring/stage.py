@@ -125,7 +125,7 @@ def score(candidates: Candidates, model: Weights, config: Config) -> Scored:
                     projections.layer,
                     projections.neurons[passing],
                     pole,
-                    lists.concept,
+                    np.array([*scorer.names, ""])[lists.concept],
                     lists.score,
                 )
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -110,7 +110,12 @@ def _name_of(characters: list[str]) -> str:
 
 
 def frame(
-    results: Mapping[str, Any], title: str, height: float, columns: int = 1, note: str = ""
+    results: Mapping[str, Any],
+    title: str,
+    height: float,
+    columns: int = 1,
+    note: str = "",
+    heights: Sequence[float] = (1,),
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure whose second line says where the numbers come from, and how to read it.
 
@@ -120,9 +125,14 @@ def frame(
         height: in inches.
         columns: panels side by side, with one vertical scale.
         note: stands after model and device.
+        heights: of panels below each other, in proportion, with one horizontal scale.
     """
     figure = Plot(figsize=(WIDTH, height), layout="constrained")
-    panels = figure.subplots(1, columns, squeeze=False, sharey=columns > 1)[0].tolist()
+    rows = len(heights)
+    grid = figure.subplots(
+        rows, columns, squeeze=False, sharex=rows > 1, sharey=columns > 1, height_ratios=heights
+    )
+    panels = grid.ravel().tolist()
     panels[0].set_title(f"{title}\n", loc="left")
     source = _source(results["model"])
     line = panels[0].annotate(

@@ -16,6 +16,7 @@ from conceptvec.show.figures.card import vector_card
 from conceptvec.show.figures.counts import concept_distribution, funnel, layer_by_concept
 from conceptvec.show.figures.damage import drops
 from conceptvec.show.figures.drawing import Drawing
+from conceptvec.show.figures.effects import effect_by_layer, effect_by_score
 from conceptvec.show.figures.power import calibration as calibration
 from conceptvec.show.figures.scores import score_distribution
 
@@ -24,6 +25,8 @@ _ALL = (
     score_distribution,
     concept_distribution,
     layer_by_concept,
+    effect_by_score,
+    effect_by_layer,
     drops,
     vector_card,
 )
