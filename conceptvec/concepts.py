@@ -1,8 +1,9 @@
 """Concepts: their words and their prompts, built in or the user's. Nothing here imports torch.
 
-The user's concepts come as a JSON file (words and prompts), as a plain list of words (``birds.txt``, one word a line;
-the file's name is the concept's) or as words in place (``"birds=robin,eagle; tools=hammer,saw"``). The last two have no
-prompts: their candidates are scored and listed, and not tested by damage.
+The user's concepts come as a JSON file (words and prompts), as a plain list of words
+(``birds.txt``, one word a line; the file's name is the concept's) or as words in place
+(``"birds=robin,eagle; tools=hammer,saw"``). The last two have no prompts: their candidates are
+scored and listed, and not tested by damage.
 """
 
 from __future__ import annotations
@@ -12,15 +13,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from conceptvec.errors import RequestError
 
 BUILT_IN = (
-    "animals", "colors", "numbers", "emotions", "technology", "food",
-    "travel", "science", "language", "time", "space", "body",
-)  # fmt: skip
+    "animals",
+    "colors",
+    "numbers",
+    "emotions",
+    "technology",
+    "food",
+    "travel",
+    "science",
+    "language",
+    "time",
+    "space",
+    "body",
+)
 RESERVED = ("none", "lexical", "other", "mixed", "neutral")
+PROPER_NAMES = ("language", "time", "space")  # concepts whose words are written with a capital
+CAPITALISED = "de"  # the language whose nouns have capitals anyway
+SURROGATES = range(0xD800, 0xE000)  # halves of characters, which UTF-8 cannot hold
+
+Place = str  # where something stands in the user's source, for messages
+Listed = Iterable[tuple[Place, Any]]  # words as they were given
 
 
 @dataclass(frozen=True)
@@ -33,12 +50,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept: its words, those of them with a common other meaning, and its prompts (None: scoring only).
+    """A concept: its words, those of them with a common other meaning, and its prompts.
 
     Attributes:
+        name: the concept's.
         words: language code → words; the code is empty where the language is unknown.
         homographs: words that also mean something else often.
         proper: words that are written with a capital.
+        prompts: None for scoring only.
     """
 
     name: str
@@ -58,47 +77,72 @@ class ConceptSet:
     @property
     def names(self) -> list[str]:
         """The concepts' names in order."""
-        return [c.name for c in self.concepts]
+        return [concept.name for concept in self.concepts]
 
     def prompts(self) -> dict[str, tuple[Prompt, ...]]:
         """The prompts of every concept that has some, then the neutral ones under ``neutral``."""
-        return {c.name: c.prompts for c in self.concepts if c.prompts} | {"neutral": self.neutral}
+        groups = {concept.name: concept.prompts for concept in self.concepts if concept.prompts}
+        return groups | {"neutral": self.neutral}
 
 
 def data(*parts: str) -> Any:
     """A JSON document of the package's data folder."""
-    return json.loads(
-        resources.files("conceptvec").joinpath("data", *parts).read_text(encoding="utf-8")
-    )
+    file = resources.files("conceptvec").joinpath("data", *parts)
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def in_place(text: str) -> bool:
-    """Whether a value of ``--concepts`` gives the words themselves, as in ``birds=robin,eagle``."""
+    """Whether ``--concepts`` gives the words themselves, as in ``birds=robin,eagle``."""
     return "=" in text and Path(text).suffix.lower() not in (".json", ".txt")
 
 
 def load_concepts(source: str | None, with_prompts: bool = True) -> ConceptSet:
     """The built-in concepts, or the user's (see the module; README: your own concepts).
 
+    A source without neutral prompts is tested against the built-in ones.
+
     Args:
         source: None, the path of a ``.json`` or ``.txt`` file, or words in place.
         with_prompts: False leaves the built-in prompts unread, for scoring alone.
 
-    A source without neutral prompts is tested against the built-in ones.
-
     Raises:
         RequestError: the source cannot be used; the message names the place in it.
     """
-    neutral = _neutral() if with_prompts else ()
+    neutral = _built_in_prompts("neutral") if with_prompts else ()
     if source is None:
         return ConceptSet(tuple(_built_in(name, with_prompts) for name in BUILT_IN), neutral)
     if in_place(source):
         return ConceptSet(_words_in_place(source), neutral)
     place = f"--concepts {source}"
+    text = _read(source, place)
+    if Path(source).suffix.lower() != ".txt":
+        return _document(text, place, neutral)
+    lines = enumerate(text.splitlines(), 1)
+    words = ((f"{place}: line {number}", line) for number, line in lines if line.strip())
+    return ConceptSet((_concept(Path(source).stem, words, place),), neutral)
+
+
+def _built_in(name: str, with_prompts: bool) -> Concept:
+    entry = data("lexicon", f"{name}.json")
+    words = {language: tuple(listed) for language, listed in entry["words"].items()}
+    languages = words if name in PROPER_NAMES else [CAPITALISED]
+    proper = frozenset(word for language in languages for word in words[language])
+    prompts = _built_in_prompts(name) if with_prompts else None
+    return Concept(name, words, frozenset(entry["homographs"]), proper, prompts)
+
+
+def _built_in_prompts(name: str) -> tuple[Prompt, ...]:
+    return _prompts(data("prompts", f"{name}.json")["prompts"], name)
+
+
+def _read(source: str, place: Place) -> str:
+    """The text of the user's file."""
+    content = b""
     try:
-        text = Path(source).read_bytes().decode("utf-8-sig")
+        content = Path(source).read_bytes()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = Path(source).read_bytes()[: error.start].count(b"\n") + 1
+        line = content[: error.start].count(b"\n") + 1
         raise RequestError(
             f"{place}: line {line} is not UTF-8 text; save the file as UTF-8"
         ) from None
@@ -106,135 +150,131 @@ def load_concepts(source: str | None, with_prompts: bool = True) -> ConceptSet:
         raise RequestError(
             f"{place}: cannot be read ({error}); give a .json or .txt file"
         ) from None
-    if Path(source).suffix.lower() == ".txt":
-        lines = (
-            (f"{place}: line {i}", line)
-            for i, line in enumerate(text.splitlines(), 1)
-            if line.strip()
-        )
-        return ConceptSet((_keyword_concept(Path(source).stem, lines, place),), neutral)
-    return _document(text, place, neutral)
 
 
-def _document(text: str, place: str, neutral: tuple[Prompt, ...]) -> ConceptSet:
+def _document(text: str, place: Place, neutral: tuple[Prompt, ...]) -> ConceptSet:
+    """The concepts of a JSON file."""
+
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return _once(pairs, place)
+
     try:
-        document = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, place))
+        document = json.loads(text, object_pairs_hook=without_repeats)
+    except RequestError:
+        raise
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{place}: not JSON ({error}); see README: your own concepts") from None
-    _keys(document, place, {"concepts"}, {"neutral_prompts"})
-    if not isinstance(document["concepts"], dict) or not document["concepts"]:
+    entries = _fields(document, place, {"concepts"}, {"neutral_prompts"})["concepts"]
+    if not _is_object(entries) or not entries:
         raise RequestError(f"{place}: concepts: expected an object with at least one concept")
-    concepts = []
-    for name, entry in document["concepts"].items():
-        where = f"{place}: concepts.{name}"
-        _keys(entry, where, {"keywords", "prompts"}, set())
-        words = entry["keywords"]
-        if not isinstance(words, list):
-            raise RequestError(
-                f"{where}.keywords: got {type(words).__name__}, expected a list of at least one word"
-            )
-        listed = ((f"{where}.keywords[{i}]", word) for i, word in enumerate(words))
-        prompts = (
-            None if entry["prompts"] is None else _prompts(entry["prompts"], f"{where}.prompts")
-        )
-        concepts.append(_keyword_concept(name, listed, where, prompts))
+    concepts = [
+        _concept_of_document(name, entry, f"{place}: concepts.{name}")
+        for name, entry in entries.items()
+    ]
     if "neutral_prompts" in document:
         neutral = _prompts(document["neutral_prompts"], f"{place}: neutral_prompts")
     return ConceptSet(tuple(concepts), neutral)
 
 
+def _concept_of_document(name: str, entry: Any, place: Place) -> Concept:
+    fields = _fields(entry, place, {"keywords", "prompts"}, set())
+    words = fields["keywords"]
+    if not _is_list(words):
+        raise RequestError(
+            f"{place}.keywords: got {type(words).__name__}, expected a list of at least one word"
+        )
+    listed = [(f"{place}.keywords[{i}]", word) for i, word in enumerate(words)]
+    prompts = None
+    if fields["prompts"] is not None:
+        prompts = _prompts(fields["prompts"], f"{place}.prompts")
+    return _concept(name, listed, place, prompts)
+
+
 def _words_in_place(text: str) -> tuple[Concept, ...]:
+    """The concepts of ``birds=robin,eagle; tools=hammer,saw``."""
     concepts: dict[str, Concept] = {}
     for part in filter(str.strip, text.split(";")):
         name, equals, words = part.partition("=")
-        where = f"--concepts: {part.strip()!r}"
+        place = f"--concepts: {part.strip()!r}"
         if not equals or name.strip() in concepts:
             raise RequestError(
-                f"{where}: expected each concept once, as in birds=robin,eagle; tools=hammer,saw"
+                f"{place}: expected each concept once, as in birds=robin,eagle; tools=hammer,saw"
             )
-        listed = ((where, word) for word in words.split(",") if word.strip())
-        concepts[name.strip()] = _keyword_concept(name.strip(), listed, where)
+        listed = [(place, word) for word in words.split(",") if word.strip()]
+        concepts[name.strip()] = _concept(name.strip(), listed, place)
     return tuple(concepts.values())
 
 
-def _keyword_concept(
-    name: str,
-    listed: Iterable[tuple[str, Any]],
-    where: str,
-    prompts: tuple[Prompt, ...] | None = None,
+def _concept(
+    name: str, listed: Listed, place: Place, prompts: tuple[Prompt, ...] | None = None
 ) -> Concept:
+    """One of the user's concepts."""
     if not name.strip() or name in RESERVED or not _is_text(name):
         raise RequestError(
-            f"{where}: got the concept name {name!r}, which is reserved or empty; choose another"
+            f"{place}: got the concept name {name!r}, which is reserved or empty; choose another"
         )
-    words = []
-    for place, word in listed:
-        if not _is_text(word) or not any(ch.isalnum() for ch in word):
-            raise RequestError(f"{place}: got {word!r}, expected a word with a letter or digit")
+    words: list[str] = []
+    for where, word in listed:
+        if not _is_text(word) or not any(character.isalnum() for character in word):
+            raise RequestError(f"{where}: got {word!r}, expected a word with a letter or digit")
         words.append(word.strip())
     if not words:
-        raise RequestError(f"{where}: expected at least one word")
+        raise RequestError(f"{place}: expected at least one word")
     return Concept(name, {"": tuple(words)}, prompts=prompts)
 
 
-def _built_in(name: str, with_prompts: bool) -> Concept:
-    entry = data("lexicon", f"{name}.json")
-    words = {language: tuple(listed) for language, listed in entry["words"].items()}
-    prompts = _prompts(data("prompts", f"{name}.json")["prompts"], name) if with_prompts else None
-    named = (
-        words if name in ("language", "time", "space") else {"de"}
-    )  # German nouns have capitals anyway
-    proper = frozenset(w for language in named for w in words[language])
-    return Concept(name, words, frozenset(entry["homographs"]), proper, prompts)
-
-
-def _neutral() -> tuple[Prompt, ...]:
-    return _prompts(data("prompts", "neutral.json")["prompts"], "neutral")
-
-
-def _prompts(entries: Any, where: str) -> tuple[Prompt, ...]:
-    if not isinstance(entries, list) or not entries:
+def _prompts(entries: Any, place: Place) -> tuple[Prompt, ...]:
+    if not _is_list(entries) or not entries:
         raise RequestError(
-            f"{where}: expected a list of at least one prompt (null in a concept: scoring only)"
+            f"{place}: expected a list of at least one prompt (null in a concept: scoring only)"
         )
+    prompts: list[Prompt] = []
     for i, entry in enumerate(entries):
-        _keys(entry, f"{where}[{i}]", {"prompt", "answer"}, set())
-        for key, text in entry.items():
+        fields = _fields(entry, f"{place}[{i}]", {"prompt", "answer"}, set())
+        for key, text in fields.items():
             if not _is_text(text) or not text.strip():
-                raise RequestError(f"{where}[{i}].{key}: got {text!r}, expected text")
-    found = [Prompt(e["prompt"], e["answer"]) for e in entries]
-    if twice := next((i for i, p in enumerate(found) if p in found[:i]), None):
-        first = found.index(found[twice])
-        raise RequestError(
-            f"{where}[{twice}]: the same as [{first}]; prompts count as independent, so keep one"
-        )
-    return tuple(found)
+                raise RequestError(f"{place}[{i}].{key}: got {text!r}, expected text")
+        prompts.append(Prompt(fields["prompt"], fields["answer"]))
+    for i, prompt in enumerate(prompts):
+        if (first := prompts.index(prompt)) < i:
+            raise RequestError(
+                f"{place}[{i}]: the same as [{first}]; prompts count as independent, so keep one"
+            )
+    return tuple(prompts)
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: Any) -> TypeGuard[str]:
     """A string that can be written as UTF-8 (JSON can smuggle in half a surrogate pair)."""
-    return isinstance(value, str) and not any(0xD800 <= ord(ch) < 0xE000 for ch in value)
+    return isinstance(value, str) and not any(ord(character) in SURROGATES for character in value)
 
 
-def _once(pairs: list[tuple[str, Any]], place: str) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(n for n in names if names.count(n) > 1)
-        raise RequestError(f"{place}: {twice!r} appears twice in one object; keep one")
-    return found
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
 
 
-def _keys(entry: Any, where: str, required: set[str], optional: set[str]) -> None:
-    if not isinstance(entry, dict):
+def _is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _once(pairs: list[tuple[str, Any]], place: Place) -> dict[str, Any]:
+    """The pairs of a JSON object, each key once."""
+    entry: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in entry:
+            raise RequestError(f"{place}: {name!r} appears twice in one object; keep one")
+        entry[name] = value
+    return entry
+
+
+def _fields(entry: Any, place: Place, required: set[str], optional: set[str]) -> dict[str, Any]:
+    """An object's fields, which are those that are expected."""
+    if not _is_object(entry):
         raise RequestError(
-            f"{where}: got {type(entry).__name__}, expected an object with {sorted(required)}"
+            f"{place}: got {type(entry).__name__}, expected an object with {sorted(required)}"
         )
+    expected = sorted(required | optional)
     if missing := sorted(required - entry.keys()):
-        raise RequestError(
-            f"{where}: {missing[0]!r} is missing; expected {sorted(required | optional)}"
-        )
+        raise RequestError(f"{place}: {missing[0]!r} is missing; expected {expected}")
     if unknown := sorted(map(repr, entry.keys() - required - optional)):
-        raise RequestError(
-            f"{where}: unknown key {unknown[0]}; expected {sorted(required | optional)}"
-        )
+        raise RequestError(f"{place}: unknown key {unknown[0]}; expected {expected}")
+    return entry

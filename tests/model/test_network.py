@@ -62,8 +62,8 @@ class TestFamily:
     def test_logits(self, family: str, pair, text: str) -> None:
         before, loaded = pair
         expected = transformers_logits(before, text)
-        assert torch.allclose(transformers_logits(loaded, text), expected, atol=1e-6)
-        assert torch.allclose(own_logits(loaded, text), expected, atol=1e-5)
+        assert torch.allclose(transformers_logits(loaded, text), expected, atol=2e-5)
+        assert torch.allclose(own_logits(loaded, text), expected, atol=2e-5)
 
     def test_what_the_mlp_writes(self, family: str, pair) -> None:
         """The residual stream after the layer, minus that before the MLP."""
