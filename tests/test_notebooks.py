@@ -15,7 +15,13 @@ import pytest
 from conceptvec import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = {**make_notebooks.DEMO, "layers": "2-3", "max_vectors": 12, "corpus_tokens": 6000, "out": "run"}
+QUICK = {
+    **make_notebooks.DEMO,
+    "layers": "2-3",
+    "max_vectors": 12,
+    "corpus_tokens": 6000,
+    "out": "run",
+}
 
 
 def committed(variant: str) -> dict[str, Any]:

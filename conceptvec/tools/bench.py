@@ -34,7 +34,7 @@ Variant = Callable[[], Any]
 
 
 def bench(device: str = "auto", vectors: int = 400, parts: Sequence[str] = PARTS) -> dict[str, Any]:
-    """Run the parts that are asked for: Stage 1's projection, Stage 2's scorer, text and scan, Stage 3's damage.
+    """Run the parts that are asked for: projection, scorer, text and scan, damage.
 
     Args:
         device: as in `Config`.

@@ -6,7 +6,7 @@
   layers for one token a row, and the unembedding.
 
 Weights and tokens are random, and every word counts as known; as many tokens are words of twelve
-concepts as in text that Gemma 3 270M writes. Seconds are those of a whole text of `WHOLE_TEXT` tokens.
+concepts as in text that Gemma 3 270M writes. Seconds are those of a text of `WHOLE_TEXT` tokens.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _openings(texts: int, vocabulary: int) -> tuple[tuple[int, ...], ...]:
 
 @torch.inference_mode()
 def _products(model: Model, rows: int, steps: int) -> None:
-    """The products of `steps` tokens of each row, from given states: every matrix of the decoder."""
+    """The products of `steps` tokens of each row: every matrix of the decoder."""
     matrices = [p for block in model.layers for p in block.parameters() if p.ndim == 2]
     states = {
         size: torch.ones(rows, size, dtype=model.dtype, device=model.device)

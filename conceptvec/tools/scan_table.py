@@ -116,7 +116,7 @@ def concept_of_words(words: Sequence[str]) -> str:
 
 
 def scan_folder(config: Config, model: Model, words: Sequence[str] | None) -> Path:
-    """Where a scan is kept: ``--out``, or beside the model's run, a folder for each choice of words."""
+    """Where a scan is kept: ``--out``, or beside the model's run, one for each choice of words."""
     if config.out:
         return Path(config.out)
     run = config.folder(model.device.type)
@@ -210,8 +210,8 @@ def _legend(answer: Mapping[str, Any]) -> str:
     controls = answer["controls"]
     return "\n".join(
         [
-            "effect: nats that the concept's words lose (the third that the pole promotes most) when",
-            "        its activation no longer follows the text: mean ablation, to first order",
+            "effect: nats that the concept's words lose (the third that the pole promotes most)",
+            "        when its activation no longer follows the text: mean ablation, first order",
             "zero:   nats that all words of the concept lose when the pole is removed",
             "next concept: the largest effect on another one",
             "fires:  activation before the concept's words over that before other concepts' words",

@@ -11,7 +11,7 @@ import pytest
 from conceptvec.document import check
 from conceptvec.results import Results
 from conceptvec.show import figures, style
-from tests.documents import HOSTILE, document, entry
+from tests.documents import HOSTILE, document
 
 
 def texts(figure: matplotlib.figure.Figure) -> str:

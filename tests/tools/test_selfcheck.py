@@ -38,10 +38,7 @@ def test_selfcheck_finds_a_device_that_computes_wrongly(monkeypatch, capsys) -> 
 
 
 def test_agreement_is_in_the_results(tiny_run, tmp_path, capsys) -> None:
-    assert (
-        main([*tiny_run, "--layers", "1", "--json", "--out", str(tmp_path / "run")])
-        == 0
-    )
+    assert main([*tiny_run, "--layers", "1", "--json", "--out", str(tmp_path / "run")]) == 0
     agreement = json.loads(capsys.readouterr().out)["agreement"]
     assert agreement["projection"]["largest_difference"] <= agreement["projection"]["allowed"]
     assert agreement["damage"]["largest_difference"] <= agreement["damage"]["allowed"] == 1e-3
