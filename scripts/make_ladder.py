@@ -20,12 +20,13 @@ except ImportError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "docs" / "ladder.svg"
-GROUPS = {  # name of a group → its rungs, from the top
+# Name of a group → its rungs, from the top; a rung without one joins the group above it.
+GROUPS = {
     "programs": ("__main__", "cli", "pipeline"),
     "around a run": ("tools", "results", "show"),
     "stages": ("validation", "effects", "scoring", "extraction"),
     "model": ("model",),
-    "what all share": ("runfolder", "document", "records", "config", "concepts", "text"),
+    "what all share": ("runfolder", "document", "records", "config", "concepts", "options", "text"),
     "ground": ("errors", "version"),
 }
 COLORS = ("#8a5fb0", "#d55e00", "#009e73", "#0072b2", "#5f6b75", "#9a9a9a")
@@ -68,7 +69,7 @@ def picture() -> str:
     colors = dict(zip(GROUPS, COLORS, strict=True))
     shown = ""
     for rung in ladder:
-        group = group_of[rung.name]
+        group = group_of.get(rung.name, shown)
         if group != shown:
             parts.append(_text(LEFT - 24, top + 25, group, "group", "end"))
             shown = group

@@ -19,14 +19,10 @@ WALK = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 LINKS = re.findall(r"\[`([\w.]+)`\]\(\.\./([\w/.]+)\)", WALK)
 # Rewritten next; until then they are measured by nothing here.
 WAITING = (
-    "concepts.py",
-    "config.py",
     "effects",
     "extraction",
-    "model",
     "runfolder.py",
     "scoring",
-    "tools/selfcheck.py",
     "validation",
     "tools/bench_validation.py",
     "tools/calibrate.py",

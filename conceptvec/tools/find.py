@@ -31,7 +31,7 @@ from conceptvec.extraction.stage import make_projector
 from conceptvec.model.weights import Weights, load_weights
 from conceptvec.records import Pole, Sign
 from conceptvec.runfolder import Arrays, manifests, read_part
-from conceptvec.scoring.lexicon import lemma, normalise
+from conceptvec.scoring.words import lemma, normalise
 from conceptvec.text import number, plain, printable, table, words_of
 
 SHOWN_TOKENS = 15
