@@ -153,7 +153,7 @@ def _gradients(model: Model) -> Gradients:
 def _scan(gradients: Gradients, text: Passages, targets: Targets) -> np.ndarray:
     """The scan; log-probabilities of the words, (n,)."""
     numbers = np.arange(len(text))
-    effects, _ = gradients.part([text.passage(i) for i in numbers], numbers, targets)
+    effects, _ = gradients.part([text.passage(int(i)) for i in numbers], numbers, targets)
     return effects.log_p
 
 
