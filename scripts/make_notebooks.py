@@ -72,7 +72,7 @@ max_vectors = 1000  # @param {type: "raw"}
 batch_size = 200  # @param {type: "integer"}
 score_threshold = 0.75  # @param {type: "number"}
 concepts = None  # @param {type: "raw"}
-damage = "noise,zero,mean"  # @param {type: "string"}
+damage = "zero,rotate,mean"  # @param {type: "string"}
 corpus_tokens = None  # @param {type: "raw"}
 seed = 0  # @param {type: "integer"}
 out = None  # @param {type: "raw"}
@@ -116,7 +116,7 @@ preflight(config)
     ("stage1-text", "", """
 ## Stage 1: project the value vectors onto the vocabulary
 
-Exact top and bottom tokens of every chosen neuron, and what makes each neuron fire. Finished layers are kept in the
+Exact top and bottom tokens of every chosen neuron. Finished layers are kept in the
 run folder: run the notebook again after an interruption and it goes on from there.
 """),
     ("stage1", "", """
@@ -137,8 +137,9 @@ scored
     ("stage3-text", "", """
 ## Stage 3: damage the candidates
 
-Noise, removal and mean replacement of each candidate, on prompts of its concept and of other concepts; the same noise
-on matched null neurons. Drops are log-probability lost on the right answer, in nats per answer token.
+The model writes running text. A first-order scan says which candidates it uses for their concept; what passes is
+removed where it acts, and compared with other positions. Null neurons and moved vectors pass through the same door.
+Drops are log-probability lost on the true next token, in nats; a drop far from zero elsewhere would be a bad sign.
 """),
     ("stage3", "", """
 results = cv.validate(scored, lm, config, folder)
@@ -152,7 +153,6 @@ results
     ("figure-concepts", "", "figures.concept_distribution(results)"),
     ("figure-layers", "", "figures.layer_by_concept(results)"),
     ("figure-drops", "", "figures.drops(results)"),
-    ("figure-doses", "", "figures.dose_response(results)"),
     ("explorer-text", "", """
 ## Explorer
 
