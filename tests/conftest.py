@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,12 @@ def save(hf: Any, folder: Path, **options: Any) -> None:
     """Save a network and the tokenizer as a model folder."""
     hf.save_pretrained(folder, **options)
     make_tokenizer().save_pretrained(folder)
+
+
+@pytest.fixture(autouse=True)
+def loud() -> None:
+    """The command line silences all but the first of several processes; a test begins with talk."""
+    logging.getLogger("conceptvec").setLevel(logging.INFO)
 
 
 @pytest.fixture

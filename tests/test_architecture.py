@@ -19,6 +19,7 @@ WALK = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 LINKS = re.findall(r"\[`([\w.]+)`\]\(\.\./([\w/.]+)\)", WALK)
 # Rewritten next; until then they are measured by nothing here.
 WAITING = (
+    "document/validation.py",  # the contract names a field "own"
     "effects",
     "extraction",
     "runfolder.py",

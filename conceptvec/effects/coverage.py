@@ -40,13 +40,18 @@ def default_tokens(decoder_parameters: int, unembedding_parameters: int, device:
     """
     # Writing is a forward pass with logits everywhere; the scan takes three and a half passes, with
     # logits at the scored positions, which are few.
-    if decoder_parameters < SMALL_MODEL:
-        return SMALL_TOKENS
     operations = 2 * (4.5 * decoder_parameters + 1.5 * unembedding_parameters)
     kind = device.partition(":")[0]
     most = MOST_ON_CPU if kind == "cpu" else MOST
     tokens = min(max(BUDGET[kind] / max(operations, 1), FEWEST), most)
     return int(tokens // 1000) * 1000
+
+
+def tokens_of_run(decoder_parameters: int, unembedding_parameters: int, device: str) -> int:
+    """`default_tokens`, and fewer for a toy, whose run shall take a minute."""
+    if decoder_parameters < SMALL_MODEL:
+        return SMALL_TOKENS
+    return default_tokens(decoder_parameters, unembedding_parameters, device)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from conceptvec.effects import activity, rows, sums
 from conceptvec.effects.activity import Activity
 from conceptvec.effects.contrast import contrast_of, with_contrast
 from conceptvec.effects.corpora import parse_corpus, read_passages
-from conceptvec.effects.coverage import Coverage, default_tokens
+from conceptvec.effects.coverage import Coverage, tokens_of_run
 from conceptvec.effects.gradients import Gradients
 from conceptvec.effects.moved import Moved, draw_moved, draw_poles, draws_for, side_by_side
 from conceptvec.effects.openings import first_round, second_round
@@ -107,7 +107,7 @@ def running_text(model: Model, config: Config, concepts: ConceptSet, parts: Part
 
 def _default_tokens(model: Model) -> int:
     parameters = sum(weight.numel() for weight in model.layers.parameters())
-    return default_tokens(parameters, model.unembedding.numel(), model.device.type)
+    return tokens_of_run(parameters, model.unembedding.numel(), model.device.type)
 
 
 def _mention(lexicon: Lexicon, piece: str) -> int:

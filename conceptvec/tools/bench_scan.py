@@ -174,7 +174,7 @@ def _forward(model: Model, text: Passages, targets: Targets) -> np.ndarray:
         ids = padded(text, members).to(model.device)
         hidden = model.decoder(input_ids=ids, use_cache=False).last_hidden_state
         states, words = hidden[rows, at - 1].split(LOGIT_ROWS), ids[rows, at].split(LOGIT_ROWS)
-        values = [_log_p(model, some, of_some) for some, of_some in zip(states, words, strict=True)]
+        values = [_log_p(model, part, of_part) for part, of_part in zip(states, words, strict=True)]
         log_p[inside] = np.concatenate(values) if values else 0.0
     return log_p
 
@@ -182,8 +182,8 @@ def _forward(model: Model, text: Passages, targets: Targets) -> np.ndarray:
 def _log_p(model: Model, states: torch.Tensor, words: torch.Tensor) -> np.ndarray:
     """Log-probabilities of words (n,) after normalised states (n, H)."""
     logits = (states @ model.unembedding.T).float()
-    own = logits.gather(1, words[:, None])[:, 0]
-    return (own - logits.logsumexp(1)).cpu().double().numpy()
+    of_words = logits.gather(1, words[:, None])[:, 0]
+    return (of_words - logits.logsumexp(1)).cpu().double().numpy()
 
 
 def _openings(texts: int, vocabulary: int) -> tuple[tuple[int, ...], ...]:

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig
 
 from conceptvec.config import Config, parse_layers
-from conceptvec.effects.coverage import default_tokens
+from conceptvec.effects.coverage import tokens_of_run
 from conceptvec.effects.stage import PASSAGES_A_PART
 from conceptvec.errors import RequestError
 from conceptvec.extraction.projection import LARGE, preselection
@@ -164,7 +164,7 @@ def _memory(
 
 
 def _text_tokens(config: Config, shape: Shape, device: str) -> int:
-    return config.corpus_tokens or default_tokens(
+    return config.corpus_tokens or tokens_of_run(
         int(shape.operations_per_token / 2), shape.unembedding, device
     )
 

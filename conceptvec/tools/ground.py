@@ -135,9 +135,11 @@ def _why_not(run: Run, concept: int, before_words: np.ndarray) -> str | None:
         return f"{words} known words in the text, {RULE.known_words - words} too few"
     everywhere = np.zeros(len(run.text.target), np.float32)
     everywhere[before_words] = 1.0
-    own = len(own_positions(run.text, everywhere, concept))
-    if own < RULE.positions:
-        return f"{own} own positions in the text, {RULE.positions - own} too few"
+    of_concept = len(own_positions(run.text, everywhere, concept))
+    if of_concept < RULE.positions:
+        return (
+            f"{of_concept} of_concept positions in the text, {RULE.positions - of_concept} too few"
+        )
     if not run.scan.contrast.against[concept].any():
         return "no other concept has known words in the text to compare it with"
     return None

@@ -147,11 +147,11 @@ def plant_all(
     model, later = ground.model, ground.not_first
     plants, positions = [], []
     for concept, neuron in zip(ground.concepts, places, strict=False):
-        own = ground.before_words[concept]
+        of_concept = ground.before_words[concept]
         is_other = later.copy()
-        is_other[own] = False
+        is_other[of_concept] = False
         stream = rng(config.seed, "planted", number, concept)
-        fires = firing_places(own, np.flatnonzero(is_other), ground.hashes, stream)
+        fires = firing_places(of_concept, np.flatnonzero(is_other), ground.hashes, stream)
         column = _direction(ground, layer, concept, config.fold)
         plants.append(Plant(layer, neuron, concept, column, fires))
 

@@ -74,8 +74,6 @@ class TestStreamedAndLoaded:
         for a, b in zip(streamed.layers, loaded.layers, strict=True):
             for name, values in a.arrays().items():
                 assert np.array_equal(values, b.arrays()[name]), name
-        assert streamed.activations.positions == 0
-        assert loaded.activations.positions > 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -214,4 +212,4 @@ def test_stage_1_alone_is_resumed_by_a_longer_run(tmp_path: Path, monkeypatch) -
     monkeypatch.setattr("conceptvec.extraction.stage.project_layer", never)
     run(Config(**options, stages=(1, 2), top_k=9))
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert "activations.safetensors" in manifest["parts"]
+    assert len([name for name in manifest["parts"] if name.startswith("projections/")]) == 4

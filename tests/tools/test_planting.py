@@ -194,7 +194,7 @@ def test_what_a_plant_cannot_know_is_an_error_and_no_number(tiny) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_direction_promotes_its_words(family: str, tiny_of) -> None:
     model = tiny_of(family)
-    words, others = np.arange(20, 30), np.arange(40, 90)
+    words, others = np.arange(20, 30), np.arange(40, 200)
     direction = concept_direction(model, 1, words, others, "both")
     assert float(torch.linalg.vector_norm(direction)) == pytest.approx(1, abs=1e-5)
     readout = model.unembedding @ model.folded(direction[None], 1, "both")[0]

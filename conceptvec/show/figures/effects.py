@@ -123,8 +123,15 @@ def _shares(axes: Axes, counts: Mapping[str, Any]) -> None:
             np.array([bin_[name] for bin_ in counts[key]]).reshape(-1, BINS_TOGETHER).sum(1)
             for name in ("n", "used")
         )
-        some = total > 0
-        axes.plot(centres[some], used[some] / total[some], color=color, marker=marker, ms=4, lw=1.2)
+        is_filled = total > 0
+        axes.plot(
+            centres[is_filled],
+            used[is_filled] / total[is_filled],
+            color=color,
+            marker=marker,
+            ms=4,
+            lw=1.2,
+        )
     rest = counts["used_without_score"]
     share = rest["used"] / max(rest["n"], 1)
     axes.plot([NO_SCORE], [share], color=GREEN, marker="o", ms=4)
