@@ -137,9 +137,7 @@ def _why_not(run: Run, concept: int, before_words: np.ndarray) -> str | None:
     everywhere[before_words] = 1.0
     of_concept = len(own_positions(run.text, everywhere, concept))
     if of_concept < RULE.positions:
-        return (
-            f"{of_concept} of_concept positions in the text, {RULE.positions - of_concept} too few"
-        )
+        return f"{of_concept} own positions in the text, {RULE.positions - of_concept} too few"
     if not run.scan.contrast.against[concept].any():
         return "no other concept has known words in the text to compare it with"
     return None

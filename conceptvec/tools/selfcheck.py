@@ -204,5 +204,5 @@ def _scaling_effect(model: Model, text: np.ndarray, layer: int, neuron: int) -> 
             logits = model.hf(input_ids=row, use_cache=False).logits[0, -2].float()
         finally:
             handle.remove()
-        log_p.append(float(logits.double().cpu().log_softmax(0)[int(row[0, -1])]))
+        log_p.append(float(logits.cpu().double().log_softmax(0)[int(row[0, -1])]))
     return (log_p[0] - log_p[1]) / (2 * STEP)

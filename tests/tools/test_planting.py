@@ -198,7 +198,7 @@ def test_the_direction_promotes_its_words(family: str, tiny_of) -> None:
     direction = concept_direction(model, 1, words, others, "both")
     assert float(torch.linalg.vector_norm(direction)) == pytest.approx(1, abs=1e-5)
     readout = model.unembedding @ model.folded(direction[None], 1, "both")[0]
-    assert float(readout[words].mean() - readout[others].mean()) > 2 * float(readout.std())
+    assert float(readout[words].mean() - readout[others].mean()) > 1.5 * float(readout.std())
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "llama"])
