@@ -114,7 +114,7 @@ def _difference(
     run: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...], device: torch.device
 ) -> float:
     """An operation on the device against the same in float64 on the CPU."""
-    exact = run(*(x.double() for x in inputs))
+    exact = run(*(x.cpu().double() for x in inputs))
     return _relative(run(*(x.to(device) for x in inputs)).cpu(), exact)
 
 
@@ -153,7 +153,7 @@ def _wide_projection(device: torch.device) -> float:
     top, values = (
         x.cpu() for x in Projector(unembedding.to(device), nothing, 50)(directions.to(device))[:2]
     )
-    exact = directions.double() @ unembedding.double().T
+    exact = directions.cpu().double() @ unembedding.cpu().double().T
     return max(
         _relative(values, exact.topk(50, 1).values),
         _relative(values, exact.gather(1, top.long())),
