@@ -1,10 +1,10 @@
 """What the scan says of every pole and every concept at once.
 
-The statistic is that of `significance`, for all poles × concepts:
+For all poles × concepts:
 
 1. One layer and pole at a time the effects per word become means per concept, the studentised
-   contrast, the firing ratio, and the largest effect on another concept. Its variance is moderated:
-   among so many tests the largest statistics would be those with the smallest errors.
+   contrast with the one other concept that loses most (`statistics.against_strongest`), the
+   firing ratio, and the largest effect on another concept.
 2. p is the larger of two Monte Carlo values. The nulls match the family that is tested, every pole
    under every concept: random poles under permuted words, and the vectors of random poles under
    other neurons' firing.
@@ -16,7 +16,7 @@ as one that computes them. Memory: 12 bytes per pole and concept, and the arrays
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,17 +30,14 @@ from conceptvec.effects.significance import (
     benjamini_hochberg,
     cut_off,
     p_against,
-    statistic,
 )
-from conceptvec.effects.statistics import Contrast, studentised
+from conceptvec.effects.statistics import OTHERS, Contrast, Tested, against_strongest
 from conceptvec.records import SIGNS, Pole
 
 Arrays = dict[str, Any]
 EFFECTS = ("zero", "mean", "largest_other", "firing")
 P_VALUES = ("p", "p_words", "p_moved")
 LARGEST = float(np.finfo(np.float16).max)
-PRIOR = 10.0  # words that the pole's own variance weighs beside that of a concept
-OTHERS = 0.5  # largest effect on another concept, as a share of the concept's own
 LEAST_JUDGED = 5  # judged words from which a concept's null values are pooled with the others'
 
 
@@ -57,13 +54,15 @@ class Pool:
     alone: dict[int, np.ndarray]
 
     @classmethod
-    def of(cls, values: np.ndarray, judged: np.ndarray) -> Pool:
+    def of(cls, parts: Sequence[np.ndarray], judged: np.ndarray) -> Pool:
         """The pool of some values.
 
         Args:
-            values: (C, k) of every concept.
+            parts: (C, k) values of every concept.
             judged: (C,) how many words of each are judged. With few the statistic has heavy tails.
         """
+        nothing = np.zeros((len(judged), 0), np.float32)
+        values = np.concatenate([nothing, *(part.astype(np.float32) for part in parts)], 1)
         enough = judged >= LEAST_JUDGED
         few = np.flatnonzero(~enough & (judged > 0))
         alone = {int(concept): np.sort(values[concept]) for concept in few}
@@ -150,17 +149,22 @@ class Everywhere:
         return Pole(self.layers[layer], int(neuron), SIGNS[sign])
 
 
+def tested_poles(columns: Columns, words: Contrast) -> Tested:
+    """The statistic of mean ablation for some poles under all concepts."""
+    return against_strongest(columns.mean, columns.readout, words)
+
+
 def permuted_words(
     columns: Columns, words: Contrast, stream: np.random.Generator, permutations: int = PERMUTATIONS
 ) -> Pool:
     """The statistics of some poles under all concepts, with the words' labels shuffled."""
-    values = [statistic(columns, words.shuffled(stream), PRIOR) for _ in range(permutations)]
-    return Pool.of(np.concatenate(values, 1).astype(np.float32), words.judged)
+    shuffled = (words.shuffled(stream) for _ in range(permutations))
+    return Pool.of([tested_poles(columns, labels).t for labels in shuffled], words.judged)
 
 
-def moved_vectors(columns: Columns, words: Contrast) -> Pool:
+def moved_vectors(parts: Iterable[Columns], words: Contrast) -> Pool:
     """The statistics of vectors under other neurons' firing, under all concepts."""
-    return Pool.of(statistic(columns, words, PRIOR).astype(np.float32), words.judged)
+    return Pool.of([tested_poles(columns, words).t for columns in parts], words.judged)
 
 
 def measure(
@@ -193,7 +197,7 @@ def _measure_poles(
     columns: Columns, words: Contrast, concepts: Sequence[int], nulls: Nulls
 ) -> dict[str, np.ndarray]:
     """The fields of `Everywhere` for P poles: (C, P) each."""
-    tested = studentised(columns.mean, columns.readout, words, prior=PRIOR)
+    tested = tested_poles(columns, words)
     effects = {
         "zero": concept_means(columns.zero, words)[concepts],
         "mean": tested.mean[concepts],
@@ -218,6 +222,13 @@ def concept_means(values: np.ndarray, words: Contrast) -> np.ndarray:
     sizes = words.sizes
     share = (words.concept == np.arange(len(sizes))[:, None]) / np.maximum(sizes, 1)[:, None]
     return share.astype(values.dtype) @ values
+
+
+def promotion(readout: np.ndarray, words: Contrast) -> np.ndarray:
+    """How far vectors promote each concept's words above the others, in standard deviations: (C, P)."""
+    means = concept_means(readout, words)
+    above = means - words.against.astype(means.dtype) @ means
+    return above / np.maximum(readout.std(0), 1e-12)
 
 
 def largest_others(means: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from conceptvec.records import SIGNS, Pole
+from conceptvec.records import Pole
 
 STREAM = 42  # of random numbers: receivers
 DRAWS = 12  # per candidate at least
 NULL_VALUES = 2000  # at least, over all candidates
+SIDE = 64  # random source poles, and random receiving poles, of every layer
+HELD_OUT_SHARE = 8  # one receiver in so many is a control
 
 
 @dataclass(frozen=True)
@@ -78,23 +80,54 @@ def draw_moved(
     return Moved(*columns)
 
 
-def draw_poles(n: int, layers: Sequence[int], neurons: int, seed: int) -> list[Pole]:
-    """Random poles of some layers, each at most once; all of them where there are no more than `n`."""
-    whole = 2 * neurons * len(layers)
-    stream = np.random.default_rng([seed, STREAM])
-    drawn = np.sort(stream.choice(whole, min(n, whole), replace=False))
-    of_layer, neuron, sign = np.unravel_index(drawn, (len(layers), neurons, 2))
-    return [
-        Pole(layers[i], int(j), SIGNS[s])
-        for i, j, s in zip(of_layer.tolist(), neuron.tolist(), sign.tolist(), strict=True)
-    ]
+def draw_grid(layers: Sequence[int], neurons: int, seed: int) -> Moved:
+    """Random poles of every layer, each under all of some random receivers of its layer.
+
+    They are the null of all poles and concepts, which has to be about as large as what is tested.
+    The first receivers of every source are to be held out (`held_out_receivers`): they fire
+    nothing in the null.
+    """
+    side = grid_side(neurons)
+    grids = []
+    for number, layer in enumerate(layers):
+        stream = np.random.default_rng([seed, STREAM, layer])
+        sources, receivers = (stream.permutation(2 * neurons)[:side] for _ in range(2))
+        row, column = np.divmod(np.arange(side * side), side)
+        source, source_sign = _pole_of(sources[row])
+        receiver, receiver_sign = _pole_of(receivers[column])
+        grid = Moved(
+            number * side + row,
+            np.full(side * side, layer),
+            source,
+            source_sign,
+            receiver,
+            receiver_sign,
+        )
+        grids.append(grid.take(np.flatnonzero(source != receiver)))
+    return joined(grids)
+
+
+def _pole_of(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Neurons and signs of the poles of a layer, two a neuron."""
+    return number // 2, 1 - 2 * (number % 2)
+
+
+def grid_side(neurons: int) -> int:
+    """Source poles, and as many receiving poles, of one layer."""
+    return min(SIDE, 2 * neurons)
+
+
+def held_out_receivers(neurons: int) -> int:
+    """Receivers of one layer that are controls."""
+    return max(1, grid_side(neurons) // HELD_OUT_SHARE)
+
+
+def joined(parts: Sequence[Moved]) -> Moved:
+    """Parts one after the other; the numbers of their poles stay."""
+    names = [field.name for field in fields(Moved)]
+    return Moved(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def side_by_side(first: Moved, second: Moved, poles: int) -> Moved:
     """Both, the second's poles counted on from the first's number of poles."""
-    renumbered = replace(second, pole=second.pole + poles)
-    columns = [
-        np.concatenate([getattr(first, field.name), getattr(renumbered, field.name)])
-        for field in fields(Moved)
-    ]
-    return Moved(*columns)
+    return joined([first, replace(second, pole=second.pole + poles)])

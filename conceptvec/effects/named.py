@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from conceptvec.effects.everywhere import OTHERS, Everywhere
+from conceptvec.effects.everywhere import Everywhere
 from conceptvec.effects.significance import MAX_Q, Nulls, uses_of
+from conceptvec.effects.statistics import OTHERS
 from conceptvec.effects.use import Use
 from conceptvec.extraction.projection import Projector
 from conceptvec.records import Pole

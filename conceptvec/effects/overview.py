@@ -34,6 +34,11 @@ class MovedEffects:
     mean: np.ndarray
     is_used: np.ndarray
 
+    def control(self) -> dict[str, Any]:
+        """How many are used."""
+        used = int(self.is_used.sum())
+        return {"n": len(self.is_used), "used": used, "share": used / max(len(self.is_used), 1)}
+
 
 def overview(
     everywhere: Everywhere,
@@ -52,7 +57,7 @@ def overview(
     return {
         "poles_and_concepts": everywhere.p.size,
         "cut_off": plain(everywhere.cut_off) if everywhere.cut_off >= 0 else None,
-        "controls": everywhere.about["controls"],
+        "controls": everywhere.about["controls"] | {"moved_candidates": moved.control()},
         "effect_by_score": effect_by_score(everywhere, scores, moved),
         "effect_by_layer": effect_by_layer(everywhere, named),
     }

@@ -93,9 +93,9 @@ def permuted_nulls(
     return np.sort(np.concatenate(effect)), np.sort(np.concatenate(firing))
 
 
-def statistic(columns: Columns, words: Contrast, prior: float = 0.0) -> np.ndarray:
+def statistic(columns: Columns, words: Contrast) -> np.ndarray:
     """The studentised contrast of mean ablation over the words that a pole promotes: (C, P)."""
-    return studentised(columns.mean, columns.readout, words, prior=prior).t
+    return studentised(columns.mean, columns.readout, words).t
 
 
 def firing_statistic(columns: Columns, words: Contrast) -> np.ndarray:

@@ -24,7 +24,14 @@ from conceptvec.effects.contrast import contrast_of, with_contrast
 from conceptvec.effects.corpora import parse_corpus, read_passages
 from conceptvec.effects.coverage import Coverage, tokens_of_run
 from conceptvec.effects.gradients import Gradients
-from conceptvec.effects.moved import Moved, draw_moved, draw_poles, draws_for, side_by_side
+from conceptvec.effects.moved import (
+    Moved,
+    draw_grid,
+    draw_moved,
+    draws_for,
+    held_out_receivers,
+    side_by_side,
+)
 from conceptvec.effects.openings import first_round, second_round
 from conceptvec.effects.passages import Passages
 from conceptvec.effects.passages import joined as joined_passages
@@ -56,9 +63,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PASSAGES_A_PART = 768  # of the scan; a part holds sums of some hundred MB
-HELD_OUT = 1  # moved draws of every pole that are controls, not part of the null
-SAMPLE = 500  # random poles whose vectors are moved too: the null of all poles and concepts
-SAMPLE_DRAWS = 8
+HELD_OUT = 1  # moved draws of every candidate that are controls, not part of the null
 
 
 @dataclass(frozen=True)
@@ -283,10 +288,10 @@ class Scan:
         gradient = self.effects.gradient[i][:, neurons] / count
         mean_part = self.activity.pole_means()[i][pole, neurons].astype(np.float32)
         firing = self.effects.firing[i][pole, :, neurons].T / count
-        readout = self._readout(layer, neurons) * signs
+        readout = self.readout(layer, neurons) * signs
         return Columns(zero, zero - mean_part * gradient, firing, readout.astype(np.float32))
 
-    def _readout(self, layer: int, neurons: np.ndarray) -> np.ndarray:
+    def readout(self, layer: int, neurons: np.ndarray) -> np.ndarray:
         """How much the value vectors promote each word: float32 (n, P)."""
         chosen = torch.from_numpy(np.asarray(neurons, np.int64)).to(self.model.device)
         directions = self.model.readout_directions(layer, self.fold, chosen)
@@ -306,18 +311,24 @@ class Scan:
         inverse[order] = np.arange(len(order))
         return joined(pieces, len(self.effects.words)).take(inverse)
 
-    @cached_property
-    def moved_columns(self) -> Columns:
-        """Mean effects per word of the moved vectors: what they write when the receiver fires."""
-        moved, count = self.moved, self.effects.rows[:, None].astype(np.float32)
-        index = np.array([self.effects.layers.index(layer) for layer in moved.layer], int)
+    def moved_columns(self, chosen: np.ndarray) -> Columns:
+        """Mean effects per word of some moved vectors: what they write when the receiver fires.
+
+        Args:
+            chosen: (P,) numbers of moved vectors.
+        """
+        moved, count = self.moved.take(chosen), self.effects.rows[:, None].astype(np.float32)
+        index = np.searchsorted(self.effects.layers, moved.layer)
         pole = (moved.receiver_sign < 0).astype(int)
         gradient = self.effects.gradient[index, :, moved.source].T / count * moved.source_sign
         mean_part = np.abs(self.activity.pole_means()[index, pole, moved.receiver])
-        zero = self.effects.moved / count
+        zero = self.effects.moved[:, chosen] / count
         firing = self.effects.firing[index, pole, :, moved.receiver].T / count
-        sources = list(zip(moved.layer, moved.source, moved.source_sign, strict=True))
-        readout = self.columns_of(sources).readout
+        readout = np.empty_like(zero)
+        for layer in np.unique(moved.layer):
+            at = np.flatnonzero(moved.layer == layer)
+            sources, inverse = np.unique(moved.source[at], return_inverse=True)
+            readout[:, at] = self.readout(int(layer), sources)[:, inverse] * moved.source_sign[at]
         return Columns(zero, (zero - mean_part * gradient).astype(np.float32), firing, readout)
 
     @property
@@ -328,8 +339,10 @@ class Scan:
     @cached_property
     def is_held_out(self) -> np.ndarray:
         """Which moved vectors are controls: the first of every pole, bool (M,)."""
-        first = np.r_[True, self.moved.pole[1:] != self.moved.pole[:-1]]
-        return first[: len(self.moved)]
+        pole = self.moved.pole
+        draw = np.arange(len(pole)) - np.searchsorted(pole, pole)  # poles are in order
+        of_sample = held_out_receivers(self.model.intermediate_size)
+        return draw < np.where(self.is_sampled, of_sample, HELD_OUT)
 
     @property
     def is_sampled(self) -> np.ndarray:
@@ -345,7 +358,7 @@ class Scan:
         )
         in_null = np.flatnonzero(~self.is_held_out & ~self.is_sampled)
         concepts = self.candidate_concepts[self.moved.pole[in_null]]
-        t = statistic(self.moved_columns.take(in_null), self.contrast)
+        t = statistic(self.moved_columns(in_null), self.contrast)
         return Nulls(words, np.sort(t[concepts, np.arange(len(in_null))]), firing)
 
     @cached_property
@@ -389,7 +402,7 @@ class Scan:
         concepts = self.candidate_concepts[self.moved.pole[at]]
         if not len(at):
             return self.moved.take(at), concepts, []
-        columns = self.moved_columns.take(at)
+        columns = self.moved_columns(at)
         uses = uses_of(columns, concepts, self.contrast, self.nulls, self.concepts)
         return self.moved.take(at), concepts, uses
 
@@ -418,10 +431,9 @@ def scan_text(
     poles = [pole for pole, _ in candidates]
     taken = {(pole.layer, pole.neuron) for pole in poles}
     draws = draws_for(len(poles)) + HELD_OUT
-    sample = draw_poles(SAMPLE, layers, model.intermediate_size, config.seed)
     moved = side_by_side(
         draw_moved(poles, draws, model.intermediate_size, taken, config.seed),
-        draw_moved(sample, SAMPLE_DRAWS + HELD_OUT, model.intermediate_size, taken, config.seed),
+        draw_grid(layers, model.intermediate_size, config.seed),
         len(poles),
     )
     gradients = Gradients(model, layers, torch.as_tensor(masked), moved)

@@ -23,6 +23,8 @@ STREAM = 41  # of random numbers: permutations
 PERMUTATIONS = 200
 PROMOTED = 3  # one word in three is judged
 FLOOR = 0.0015  # nats, of the standard error
+OTHERS = 0.5  # largest effect on another concept, as a share of the concept's own
+PRIOR = 10.0  # words that a pole's own variance weighs beside that of a concept's words
 MAX_Q = 0.05
 
 
@@ -62,7 +64,7 @@ class Tested:
     Attributes:
         t: (C, P) the studentised contrast.
         mean: (C, P) the mean effect on the concept's judged words, in nats.
-        contrast: (C, P) the same minus the mean of the contrasted concepts' means.
+        contrast: (C, P) the same minus what the contrasted concepts lose.
     """
 
     t: np.ndarray
@@ -76,11 +78,7 @@ def others(n_concepts: int) -> np.ndarray:
 
 
 def studentised(
-    effect: np.ndarray,
-    readout: np.ndarray,
-    words: Contrast,
-    floor: float = FLOOR,
-    prior: float = 0.0,
+    effect: np.ndarray, readout: np.ndarray, words: Contrast, floor: float = FLOOR
 ) -> Tested:
     """The statistic of every pole and concept.
 
@@ -89,19 +87,45 @@ def studentised(
         readout: (n, P) how much the pole promotes each word.
         words: the words' concepts.
         floor: of the standard error.
-        prior: in words, what the pole's variance over all concepts weighs beside a concept's own.
     """
     mean, variance = _moments(effect, readout, words)
-    judged = words.judged[:, None]
-    if prior:
-        variance = moderated(variance, judged, prior)
-    of_mean = variance / np.maximum(judged, 1)
+    of_mean = variance / np.maximum(words.judged[:, None], 1)
     contrast = mean - words.against @ mean
     error = np.sqrt(of_mean + words.against**2 @ of_mean)
     return Tested(contrast / np.sqrt(error**2 + floor**2), mean, contrast)
 
 
-def moderated(variance: np.ndarray, judged: np.ndarray, prior: float) -> np.ndarray:
+def against_strongest(
+    effect: np.ndarray, readout: np.ndarray, words: Contrast, floor: float = FLOOR
+) -> Tested:
+    """The statistic against the one other concept that loses most, for very many poles at once.
+
+    The contrast is the concept's mean effect minus what it must exceed, the largest of another
+    concept divided by `OTHERS`. Against the mean of the others the first thousand of all poles and
+    concepts are poles of the last layer that serve many concepts. Variances are moderated.
+
+    Args:
+        effect: (n, P) mean effect of removing the pole on each word, positive where the word loses.
+        readout: (n, P) how much the pole promotes each word.
+        words: the words' concepts.
+        floor: of the standard error.
+    """
+    mean, variance = _moments(effect, readout, words)
+    judged = words.judged[:, None]
+    of_mean = moderated(variance, judged) / np.maximum(judged, 1)
+    contrast, error = mean.copy(), of_mean.copy()
+    for c, weights in enumerate(words.against):
+        others = np.flatnonzero(weights > 0)
+        if not len(others):
+            continue
+        strongest = others[mean[others].argmax(0)][None]  # (1, P)
+        largest = np.take_along_axis(mean, strongest, 0)[0]
+        contrast[c] -= np.maximum(largest, 0) / OTHERS
+        error[c] += np.take_along_axis(of_mean, strongest, 0)[0] / OTHERS**2
+    return Tested(contrast / np.sqrt(error + floor**2), mean, contrast)
+
+
+def moderated(variance: np.ndarray, judged: np.ndarray, prior: float = PRIOR) -> np.ndarray:
     """Variances drawn towards the pole's own over all concepts (Smyth 2004).
 
     A variance of few words may be small by chance, and the largest of very many statistics are then
@@ -110,7 +134,7 @@ def moderated(variance: np.ndarray, judged: np.ndarray, prior: float) -> np.ndar
     Args:
         variance: (C, P) over each concept's judged words.
         judged: (C, 1) how many there are.
-        prior: in words, what the pooled variance weighs.
+        prior: words that the pooled variance weighs.
     """
     freedom = np.maximum(judged - 1, 0)
     pooled = (freedom * variance).sum(0) / max(int(freedom.sum()), 1)

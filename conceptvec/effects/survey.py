@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +13,19 @@ import numpy as np
 import torch
 
 from conceptvec.effects.everywhere import (
-    OTHERS,
-    PRIOR,
     Everywhere,
     Nulls,
     largest_others,
     measure,
     moved_vectors,
     permuted_words,
+    promotion,
+    tested_poles,
 )
 from conceptvec.effects.named import ByScan, Lists, effect_only_entries, named_poles, promoted
 from conceptvec.effects.overview import MovedEffects, overview
-from conceptvec.effects.significance import Columns, statistic
-from conceptvec.effects.statistics import studentised
+from conceptvec.effects.significance import Columns
+from conceptvec.effects.statistics import OTHERS
 from conceptvec.errors import RequestError
 from conceptvec.extraction.projection import Projector
 from conceptvec.records import Pole
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from conceptvec.scoring.stage import Scored
 
 FILE = "scan.safetensors"
+PROMOTES = 1.5  # standard deviations over all words, of the mean readout of a concept's
 
 
 def survey(scan: Scan, parts: Parts) -> Everywhere:
@@ -63,10 +64,11 @@ def _kept(parts: Parts, identity: dict[str, Any]) -> Everywhere | None:
 
 
 def identity_of(scan: Scan) -> dict[str, Any]:
-    """What the statistics follow from."""
+    """What the statistics follow from; Stage 2's candidates have no part in them."""
+    sample = scan.moved.take(np.flatnonzero(scan.is_sampled))
     moved = hashlib.sha256()
-    for field in fields(scan.moved):
-        moved.update(np.ascontiguousarray(getattr(scan.moved, field.name), "<i8").tobytes())
+    for field in fields(sample)[1:]:  # poles are counted on from the candidates
+        moved.update(np.ascontiguousarray(getattr(sample, field.name), "<i8").tobytes())
     words = hashlib.sha256(json.dumps(scan.text.words.words).encode())
     return {
         "fingerprint": scan.model.fingerprint,
@@ -106,43 +108,58 @@ def surveyed(scan: Scan, identity: dict[str, Any]) -> Everywhere:
 
 def sampled(scan: Scan) -> Columns:
     """Mean effects per word of the random poles."""
-    moved = scan.moved.take(np.flatnonzero(scan.is_sampled & scan.is_held_out))
-    return scan.columns_of(list(zip(moved.layer, moved.source, moved.source_sign, strict=True)))
+    moved = scan.moved.take(np.flatnonzero(scan.is_sampled))
+    first = np.unique(moved.pole, return_index=True)[1]
+    one = moved.take(first)
+    return scan.columns_of(list(zip(one.layer, one.source, one.source_sign, strict=True)))
 
 
 def nulls_of(scan: Scan) -> Nulls:
     """What a pole and a concept give where nothing is there: both nulls from random poles."""
-    in_null = np.flatnonzero(scan.is_sampled & ~scan.is_held_out)
+    in_null = scan.is_sampled & ~scan.is_held_out & ~_promoting_receivers(scan)
     return Nulls(
         permuted_words(sampled(scan), scan.contrast, rng(scan.seed, "permuted words everywhere")),
-        moved_vectors(scan.moved_columns.take(in_null), scan.contrast),
+        moved_vectors(_by_layer(scan, in_null), scan.contrast),
     )
+
+
+def _promoting_receivers(scan: Scan) -> np.ndarray:
+    """Moved vectors whose receiver's own vector promotes or suppresses a concept, bool (M,).
+
+    Such a neuron may fire for the concept; it is told from the weights alone, never by its firing.
+    """
+    promoting = np.zeros(len(scan.moved), bool)
+    neurons = np.arange(scan.model.intermediate_size)
+    for layer in scan.effects.layers:
+        readout = scan.readout(layer, neurons)
+        for_any = (np.abs(promotion(readout, scan.contrast)) >= PROMOTES).any(0)
+        at = np.flatnonzero(scan.moved.layer == layer)
+        promoting[at] = for_any[scan.moved.receiver[at]]
+    return promoting
+
+
+def _by_layer(scan: Scan, chosen: np.ndarray) -> Iterator[Columns]:
+    """The chosen moved vectors, one layer at a time."""
+    for layer in scan.effects.layers:
+        yield scan.moved_columns(np.flatnonzero(chosen & (scan.moved.layer == layer)))
 
 
 def controls_of(scan: Scan, nulls: Nulls, cut_off: float) -> dict[str, dict[str, Any]]:
     """How often a pole and a concept that go together by chance reach the cut-off of p.
 
     * permuted_words: random poles, with the words' labels shuffled once more.
-    * moved: vectors of random poles under neurons that are not in the null.
-    * moved_candidates: the same of Stage 2's candidates, each under its own concept alone.
+    * moved: vectors of random poles under neurons that fire nothing in the null.
     """
     own = list(scan.text.own)
     shuffled = scan.contrast.shuffled(rng(scan.seed, "controls everywhere"))
-    permuted = statistic(sampled(scan), shuffled, PRIOR)[own]
-    held_out = np.flatnonzero(scan.is_held_out & scan.is_sampled)
-    moved = statistic(scan.moved_columns.take(held_out), scan.contrast, PRIOR)[own]
-    controls = {
+    permuted = tested_poles(sampled(scan), shuffled).t[own]
+    chosen = scan.is_sampled & scan.is_held_out & ~_promoting_receivers(scan)
+    held_out = _by_layer(scan, chosen)
+    moved = [tested_poles(columns, scan.contrast).t[own] for columns in held_out]
+    return {
         "permuted_words": _control(permuted, own, nulls, cut_off),
-        "moved": _control(moved, own, nulls, cut_off),
+        "moved": _control(np.concatenate(moved, 1), own, nulls, cut_off),
     }
-    of_candidates = np.flatnonzero(scan.is_held_out & ~scan.is_sampled)
-    if len(of_candidates):
-        t = statistic(scan.moved_columns.take(of_candidates), scan.contrast, PRIOR)
-        concepts = scan.candidate_concepts[scan.moved.pole[of_candidates]]
-        t = t[concepts, np.arange(len(concepts))]
-        p = np.array([_p(value, c, nulls) for value, c in zip(t, concepts, strict=True)])
-        controls["moved_candidates"] = _rate(p, cut_off)
-    return controls
 
 
 def _control(t: np.ndarray, concepts: list[int], nulls: Nulls, cut_off: float) -> dict[str, Any]:
@@ -205,6 +222,7 @@ def by_scan(scan: Scan, everywhere: Everywhere, scored: Scored, top_k: int) -> B
     def lists(poles: Sequence[Pole]) -> Lists:
         return promoted(poles, model, scan.fold, projector, candidates.tokens)
 
+    moved = moved_effects(scan, everywhere, scored)
     return ByScan(
         scan,
         frozenset((item.pole.id, item.concept) for item in named),
@@ -213,7 +231,7 @@ def by_scan(scan: Scan, everywhere: Everywhere, scored: Scored, top_k: int) -> B
             everywhere,
             [(item.concept, item.pole.layer) for item in named],
             scored.pole_scores,
-            moved_effects(scan, everywhere, scored),
+            moved,
         ),
     )
 
@@ -221,9 +239,9 @@ def by_scan(scan: Scan, everywhere: Everywhere, scored: Scored, top_k: int) -> B
 def moved_effects(scan: Scan, everywhere: Everywhere, scored: Scored) -> MovedEffects:
     """The candidates' vectors under neurons that are in no null, each for its own concept."""
     at = np.flatnonzero(scan.is_held_out & ~scan.is_sampled)
-    columns, candidate = scan.moved_columns.take(at), scan.moved.pole[at]
+    columns, candidate = scan.moved_columns(at), scan.moved.pole[at]
     concept, row = scan.candidate_concepts[candidate], np.arange(len(at))
-    tested = studentised(columns.mean, columns.readout, scan.contrast, prior=PRIOR)
+    tested = tested_poles(columns, scan.contrast)
     mean = tested.mean[concept, row]
     other = largest_others(tested.mean, scan.contrast.sizes)[concept, row]
     nulls = nulls_of(scan)
