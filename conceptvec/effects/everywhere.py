@@ -11,7 +11,7 @@ For all poles × concepts:
 3. q by Benjamini-Hochberg over all poles and concepts (`Everywhere.q`).
 
 Effects are kept in float16 and p in float32, so that a run that reads them comes to the same bytes
-as one that computes them. Memory: 12 bytes per pole and concept, and the arrays of one layer.
+as one that computes them. Memory: 20 bytes per pole and concept, and the arrays of one layer.
 """
 
 from __future__ import annotations
