@@ -125,6 +125,30 @@ def six_entries() -> list[dict[str, Any]]:
     return entries
 
 
+def overview(names: list[str]) -> dict[str, Any]:
+    """The scan over all poles: two bins of the score, four of the effect."""
+    control = {"n": 384, "used": 1, "share": 0.0026}
+    return {
+        "poles_and_concepts": 384,
+        "cut_off": 0.0004,
+        "controls": {"permuted_words": control, "moved": control, "moved_candidates": control},
+        "effect_by_score": {
+            "score_edges": [0.0, 0.25, 0.5, 0.75, 1.0],
+            "effect_edges": [-1.0, -0.001, 0.001, 0.1, 1.0],
+            "with_score": [[1, 5, 1, 0], [0, 3, 1, 0], [0, 1, 1, 0], [0, 0, 2, 3]],
+            "without_score": [40, 300, 26, 0],
+            "used_by_score": [{"n": n, "used": k} for n, k in ((7, 0), (4, 0), (2, 0), (5, 3))],
+            "used_without_score": {"n": 366, "used": 1},
+            "moved": [[0.9, 0.01], [0.98, -0.02]],
+            "moved_used_by_score": [{"n": n, "used": 0} for n in (0, 0, 0, 2)],
+        },
+        "effect_by_layer": {
+            name: {"largest": [0.0, 0.002, 0.03, 0.2], "named": [0, 0, 1, i]}
+            for i, name in enumerate(names)
+        },
+    }
+
+
 def document(entries: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """The results of a run of all stages."""
     entries = six_entries() if entries is None else entries
@@ -186,7 +210,7 @@ def document(entries: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         | {"wrong_concept": control(), "moved": control(n=20)},
         "effect_only": [],
         "concept_sets": [],
-        "scan_overview": None,
+        "scan_overview": overview(names),
         "text": {
             "corpus": "self",
             "digest": "0" * 64,

@@ -54,6 +54,12 @@ def test_every_figure_of_a_run_names_its_model(name: str) -> None:
         ("drops", "validated (n = 2)"),
         ("drops", "controls that were damaged (n = 2)"),
         ("vector_card", "score 1.00"),
+        ("effect_by_score", "384 poles and concepts"),
+        ("effect_by_score", "their vectors moved (n = 2)"),
+        ("effect_by_score", "candidates of Stage 2 (n = 6)"),
+        ("effect_by_score", "0.27%"),
+        ("effect_by_layer", "poles that are used, 6 in all"),
+        ("effect_by_layer", "largest effect"),
     ],
 )
 def test_a_figure_shows_the_documents_numbers(name: str, shown: str) -> None:
@@ -128,3 +134,18 @@ def test_hostile_text_is_cut_and_printable() -> None:
 
 def test_a_figure_shows_itself_in_a_cell() -> None:
     assert figures.funnel(Results(document()))._repr_png_().startswith(b"\x89PNG")
+
+
+def test_shares_used_are_where_the_document_says() -> None:
+    below = figures.effect_by_score(document()).axes[1]
+    lines = {tuple(line.get_xdata()): list(line.get_ydata()) for line in below.lines}
+    assert lines[(0.25, 0.75)] == [0, 3 / 7]  # two bins of the score are one point
+    assert lines[(0.75,)] == [0]  # moved vectors have scores above the threshold alone
+
+
+def test_candidates_that_the_scan_names_are_told_apart() -> None:
+    results = document()
+    results["validation_results"][0]["found_by"] = "both"
+    shown = texts(figures.effect_by_score(results))
+    assert "used for the concept (n = 1)" in shown
+    assert "candidates of Stage 2 (n = 5)" in shown
