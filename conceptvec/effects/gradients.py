@@ -25,6 +25,7 @@ import torch
 from conceptvec.effects import activity, rows, sums
 from conceptvec.effects.activity import Activity
 from conceptvec.effects.moved import Moved
+from conceptvec.effects.moved_effects import MovedOfLayer
 from conceptvec.effects.rows import Targets
 from conceptvec.effects.sums import Effects
 from conceptvec.model.memory import Batch
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # of a batch, with padding
 LOGIT_ROWS = 64  # positions unembedded at a time
 PIECE = 2**14  # rows of the unembedding in float32 at a time
-PRODUCTS = 2**24  # receivers × sources of moved vectors at a time
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Gradients:
         self.layers = tuple(layers)
         self.shown = ~masked.to(model.device)
         self.n_moved = len(moved)
-        self.moved = [_MovedOfLayer(moved, layer, model.device) for layer in layers]
+        self.moved = [MovedOfLayer(moved, layer, model.device) for layer in layers]
         size = tokens or TOKENS[model.device.type]
         self.batch = Batch(size, "tokens of a scan")
 
@@ -282,35 +282,6 @@ class Gradients:
         with reducing(upper, lambda i, g: reduce(i + 1, g)):
             (g,) = torch.autograd.grad(clean.normed, lowest, upstream, retain_graph=True)
         reduce(0, g)
-
-
-class _MovedOfLayer:
-    """The moved vectors of one layer, as tensors."""
-
-    def __init__(self, moved: Moved, layer: int, device: torch.device) -> None:
-        columns = np.flatnonzero(moved.layer == layer)
-        self.columns = torch.from_numpy(columns).to(device)
-        # Many pairs share a receiver or a source: each is taken once.
-        poles = 2 * moved.receiver[columns] + (moved.receiver_sign[columns] < 0)
-        receivers, at_receiver = np.unique(poles, return_inverse=True)
-        sources, at_source = np.unique(moved.source[columns], return_inverse=True)
-        self.receivers = torch.from_numpy(receivers // 2).to(device)
-        self.receiver_signs = torch.from_numpy(1.0 - 2.0 * (receivers % 2)).float().to(device)
-        self.sources = torch.from_numpy(sources).to(device)
-        self.at = torch.from_numpy(at_receiver * len(sources) + at_source).to(device)
-        self.source_sign = torch.from_numpy(moved.source_sign[columns]).float().to(device)
-        self.rows_at_once = max(1, PRODUCTS // max(len(receivers) * len(sources), 1))
-
-    def effect(self, a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        """The receivers' positive activations (R, T, I) times the gradient along the sources: (R, m)."""
-        strength = (a[..., self.receivers] * self.receiver_signs).clamp(min=0)
-        by_receiver = strength.transpose(1, 2).contiguous()  # (R, r, T)
-        along = g[..., self.sources]  # (R, T, s)
-        pairs = zip(
-            by_receiver.split(self.rows_at_once), along.split(self.rows_at_once), strict=True
-        )
-        effects = [(left @ right).flatten(1)[:, self.at] for left, right in pairs]
-        return torch.cat(effects) * self.source_sign
 
 
 class _Rows:

@@ -132,9 +132,9 @@ def _promoting_receivers(scan: Scan) -> np.ndarray:
     neurons = np.arange(scan.model.intermediate_size)
     for layer in scan.effects.layers:
         readout = scan.readout(layer, neurons)
-        for_any = (np.abs(promotion(readout, scan.contrast)) >= PROMOTES).any(0)
+        strongest = np.abs(promotion(readout, scan.contrast)).max(0)  # (I,)
         at = np.flatnonzero(scan.moved.layer == layer)
-        promoting[at] = for_any[scan.moved.receiver[at]]
+        promoting[at] = strongest[scan.moved.receiver[at]] >= PROMOTES
     return promoting
 
 
@@ -150,15 +150,15 @@ def controls_of(scan: Scan, nulls: Nulls, cut_off: float) -> dict[str, dict[str,
     * permuted_words: random poles, with the words' labels shuffled once more.
     * moved: vectors of random poles under neurons that fire nothing in the null.
     """
-    own = list(scan.text.own)
+    asked = list(scan.text.own)
     shuffled = scan.contrast.shuffled(rng(scan.seed, "controls everywhere"))
-    permuted = tested_poles(sampled(scan), shuffled).t[own]
+    permuted = tested_poles(sampled(scan), shuffled).t[asked]
     chosen = scan.is_sampled & scan.is_held_out & ~_promoting_receivers(scan)
     held_out = _by_layer(scan, chosen)
-    moved = [tested_poles(columns, scan.contrast).t[own] for columns in held_out]
+    moved = [tested_poles(columns, scan.contrast).t[asked] for columns in held_out]
     return {
-        "permuted_words": _control(permuted, own, nulls, cut_off),
-        "moved": _control(np.concatenate(moved, 1), own, nulls, cut_off),
+        "permuted_words": _control(permuted, asked, nulls, cut_off),
+        "moved": _control(np.concatenate(moved, 1), asked, nulls, cut_off),
     }
 
 
