@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conceptvec.effects.passages import Passages
@@ -63,7 +63,7 @@ def test_drawing_inverts_the_cumulative_distribution_in_order():
     assert np.bincount(tokens.numpy()).tolist() == [100, 200, 300, 400]
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.integers(1, 3 * BLOCK),
     st.integers(0, 2**32),
