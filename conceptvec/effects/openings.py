@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from itertools import cycle, islice
+from dataclasses import dataclass
+from itertools import count, cycle, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from conceptvec.concepts import Concept
 from conceptvec.effects.coverage import Coverage
-from conceptvec.effects.passages import empty_opening, start_of_text
+from conceptvec.effects.passages import Passages, empty_opening, start_of_text
 from conceptvec.effects.target_words import TargetWords
 from conceptvec.effects.writing import LENGTH, WrittenPart, part_seed
 from conceptvec.errors import RequestError
@@ -41,72 +42,90 @@ EMPTY_EVERY = 8
 ENGLISH_OF_FOUR = 3  # of four openings of a concept with words of several languages
 ENOUGH = 8  # words of single tokens, from which on the others are left out
 TOP_UP = 0.5  # share of the texts that concepts with few words may get on top
+TOLERATED = 0.05  # share of the wanted tokens that may be missing
 YIELD = 0.4  # documents with a word of the concept for each opening made of its words, at most
 OPENINGS_A_WORD = 4  # that are made of a word which the text lacks
 
 
-def first_round(
-    model: Model,
-    concepts: Sequence[Concept],
-    tokens: int,
-    seed: int,
-    contrast: Sequence[Concept] = (),
-    chat: bool = False,
-) -> list[WrittenPart]:
-    """The parts of a text of about so many tokens that may be scored.
+@dataclass(frozen=True)
+class Request:
+    """What is to be written.
 
-    Args:
-        model: the model that will write.
+    Attributes:
         concepts: the concepts that the text is written for.
-        tokens: about how many tokens are wanted.
+        tokens: about how many tokens that may be scored are wanted.
         seed: the run's seed.
         contrast: further concepts, which get half of the openings.
         chat: begin in the model's turn of its chat template.
+    """
+
+    concepts: tuple[Concept, ...]
+    tokens: int
+    seed: int
+    contrast: tuple[Concept, ...] = ()
+    chat: bool = False
+
+    @property
+    def texts(self) -> int:
+        """How many texts the first round has."""
+        return max(1, math.ceil(self.tokens / LENGTH))
+
+
+def first_round(model: Model, request: Request) -> list[WrittenPart]:
+    """The parts of a text of about as many tokens as are wanted, if the model ends few texts early.
 
     Raises:
         RequestError: the tokenizer has nothing to begin an empty text with, or no chat template.
     """
-    count = max(1, math.ceil(tokens / LENGTH))
-    streams = [opening_words(model, concept, seed) for concept in concepts]
-    turn = cycle(streams)
-    if contrast:
-        further = cycle([opening_words(model, concept, seed) for concept in contrast])
-        turn = (stream for pair in zip(turn, further, strict=False) for stream in pair)
-    words: list[str] = []
-    for i in range(count):
-        is_empty = i % EMPTY_EVERY == EMPTY_EVERY - 1 or not streams
-        words.append("" if is_empty else next(next(turn)))
-    return _as_parts(model, words, seed, "text", chat)
+    words = list(islice(_in_turn(model, request, "openings"), request.texts))
+    return _as_parts(model, words, request, "text")
 
 
 def second_round(
-    model: Model,
-    concepts: Sequence[Concept],
-    written: Coverage,
-    targets: TargetWords,
-    texts: int,
-    seed: int,
-    chat: bool = False,
+    model: Model, request: Request, written: Passages, targets: TargetWords
 ) -> list[WrittenPart]:
-    """Parts for the concepts that are short of words or documents; none where no concept is.
+    """Further parts for what the first round lacks; none where nothing does.
+
+    Where the model ended so many texts early that tokens are missing, more of the same; then texts
+    for the concepts of the request that are short of words or documents.
 
     Args:
-        model: the model that will write.
-        concepts: the concepts of the first round, or those of them that matter.
-        written: what the first round holds of them.
+        model: the model that writes.
+        request: the request of the first round.
+        written: the text of the first round.
         targets: the concepts' words.
-        texts: how many texts the first round has.
-        seed: the run's seed.
-        chat: as in the first round.
     """
-    seen = {targets.words[word] for word in np.flatnonzero(written.is_seen)}
-    needed = openings_needed(written, texts)
+    coverage = Coverage.of(written, targets)
     words: list[str] = []
-    for concept in concepts:
-        if concept.name in written.concepts:
-            count = int(needed[written.concepts.index(concept.name)])
-            words += islice(opening_words(model, concept, seed, seen), count)
-    return _as_parts(model, words, seed, "more text", chat)
+    missing = 1 - written.tokens / max(request.tokens, 1)
+    if missing > TOLERATED:
+        # Texts as short as those of the first round, but at most as many again.
+        texts = math.ceil(request.texts * missing / max(1 - missing, 0.5))
+        more = _in_turn(model, request, "more openings")
+        words += islice(more, min(texts, request.texts))
+
+    seen = {targets.words[word] for word in np.flatnonzero(coverage.is_seen)}
+    needed = openings_needed(coverage, request.texts)
+    for concept in request.concepts:
+        if concept.name in coverage.concepts:
+            texts = int(needed[coverage.concepts.index(concept.name)])
+            words += islice(opening_words(model, concept, request.seed, seen), texts)
+    return _as_parts(model, words, request, "more text")
+
+
+def _in_turn(model: Model, request: Request, stream: str) -> Iterator[str]:
+    """Openings of each concept in turn, without end, and an empty one in every eighth place."""
+    seed = part_seed(request.seed, stream, 0)
+    concepts, contrast = (
+        cycle([opening_words(model, concept, seed) for concept in group])
+        for group in (request.concepts, request.contrast)
+    )
+    turn = concepts
+    if request.contrast:
+        turn = (words for pair in zip(concepts, contrast, strict=False) for words in pair)
+    for i in count():
+        is_empty = i % EMPTY_EVERY == EMPTY_EVERY - 1 or not request.concepts
+        yield "" if is_empty else next(next(turn))
 
 
 def openings_needed(written: Coverage, texts: int) -> np.ndarray:
@@ -180,9 +199,10 @@ def _single_tokens(model: Model, words: Sequence[str]) -> list[str]:
 
 
 def _as_parts(
-    model: Model, words: Sequence[str], seed: int, stream: str, chat: bool
+    model: Model, words: Sequence[str], request: Request, stream: str
 ) -> list[WrittenPart]:
     """Openings made of words, cut into parts; those of a part have about one length."""
+    chat = request.chat
     nothing = _empty(model, chat)
     start = [] if chat else start_of_text(model.tokenizer)
     openings: list[tuple[int, ...]] = []
@@ -192,7 +212,7 @@ def _as_parts(
         openings.append(_chosen(encoded, nothing, model.tokenizer.unk_token_id))
     ordered = sorted(openings, key=len)
     return [
-        WrittenPart(tuple(ordered[at : at + TEXTS_A_PART]), part_seed(seed, stream, number))
+        WrittenPart(tuple(ordered[at : at + TEXTS_A_PART]), part_seed(request.seed, stream, number))
         for number, at in enumerate(range(0, len(ordered), TEXTS_A_PART))
     ]
 

@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 
 LENGTH = 40  # tokens that are written after the longest opening of a part
 BLOCK = 512  # tokens whose probabilities are summed before one of them is drawn
-ROWS_IN_CACHE = (
-    4  # rows of logits that are worked on at a time on a CPU, so that they stay in its cache
-)
+IN_CACHE = 2**20  # logits that are worked on at a time on a CPU, to stay in its cache
 
 
 @dataclass(frozen=True)
@@ -135,14 +133,16 @@ def next_states(model: Model, columns: Sequence[torch.Tensor], cache: Any) -> to
 def _cache(model: Model, length: int) -> Any:
     """A cache of keys and values for texts of a length, None where each step reads all of a text.
 
-    A cache that keeps everything is wrong beyond a sliding window in some versions of transformers.
-    No text here is as long as a real model's window of 512 tokens or more; the demo's of 16 is read
-    again and again at little cost.
+    Before transformers 4.53 the cache is wrong beyond a sliding window. A real model's window is
+    longer than any text here; the demo's of 16 tokens is not.
     """
-    from transformers import DynamicCache
+    import transformers
 
+    version = tuple(int(number) for number in transformers.__version__.split(".")[:2])
     window = getattr(model.hf.config.get_text_config(), "sliding_window", None)
-    return DynamicCache() if window is None or length <= window else None
+    if version < (4, 53) and window is not None and length > window:
+        return None
+    return transformers.DynamicCache()
 
 
 def logits_of(model: Model, states: torch.Tensor) -> torch.Tensor:
@@ -168,7 +168,7 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         (B,) token ids. A token of probability 0 is never drawn.
     """
     rows, size = logits.shape
-    together = ROWS_IN_CACHE if logits.device.type == "cpu" else rows
+    together = max(1, IN_CACHE // size) if logits.device.type == "cpu" else rows
     parts = [_exponentiate(part) for part in logits.split(together)]
     sums = torch.cat(parts)  # (B, blocks)
 

@@ -10,14 +10,17 @@ from conceptvec.concepts import load_concepts
 from conceptvec.effects.coverage import DOCUMENTS, WORDS, Coverage, default_tokens
 from conceptvec.effects.openings import (
     EMPTY_EVERY,
+    OPENINGS_A_WORD,
     TEXTS_A_PART,
     TOP_UP,
+    Request,
     first_round,
     opening_words,
     openings_needed,
     second_round,
     usable_words,
 )
+from conceptvec.effects.passages import Passages
 from conceptvec.effects.target_words import TargetWords, token_pieces
 from conceptvec.effects.writing import LENGTH
 from conceptvec.errors import RequestError
@@ -120,39 +123,39 @@ def concept_shares(model, plan) -> Counter:
 
 
 def test_every_concept_opens_as_many_texts(tiny, concepts):
-    shares = concept_shares(tiny, first_round(tiny, concepts.concepts, 400 * LENGTH, 0))
+    shares = concept_shares(tiny, first_round(tiny, Request(concepts.concepts, 400 * LENGTH, 0)))
     assert shares["empty"] == 400 // EMPTY_EVERY
     assert shares["animals"] == shares["colors"] == 175
 
 
 def test_contrast_concepts_get_half_of_the_openings(tiny, concepts):
     animals, colors = concepts.concepts
-    plan = first_round(tiny, [animals], 400 * LENGTH, 0, contrast=[colors])
+    plan = first_round(tiny, Request((animals,), 400 * LENGTH, 0, contrast=(colors,)))
     shares = concept_shares(tiny, plan)
     assert shares["animals"] == shares["colors"] == 175
 
 
 def test_parts_are_full_and_have_seeds_of_their_own(tiny, concepts):
-    plan = first_round(tiny, concepts.concepts, 600 * LENGTH, 0)
+    plan = first_round(tiny, Request(concepts.concepts, 600 * LENGTH, 0))
     assert [len(part.openings) for part in plan] == [TEXTS_A_PART, TEXTS_A_PART, 88]
     assert len({part.seed for part in plan}) == 3
 
 
 def test_openings_of_a_part_have_about_one_length(tiny, concepts):
-    plan = first_round(tiny, concepts.concepts, 600 * LENGTH, 0)
+    plan = first_round(tiny, Request(concepts.concepts, 600 * LENGTH, 0))
     lengths = [len(opening) for part in plan for opening in part.openings]
     assert lengths == sorted(lengths)
 
 
 def test_empty_openings_begin_with_bos(tiny, concepts):
-    plan = first_round(tiny, concepts.concepts, 8 * LENGTH, 0)
+    plan = first_round(tiny, Request(concepts.concepts, 8 * LENGTH, 0))
     assert plan[0].openings[0] == (tiny.bos_id,)
 
 
 def test_without_bos_and_eos_there_is_a_message(tiny, concepts):
     tiny.tokenizer.bos_token = tiny.tokenizer.eos_token = None
     with pytest.raises(RequestError, match="neither a bos nor an eos"):
-        first_round(tiny, concepts.concepts, 8 * LENGTH, 0)
+        first_round(tiny, Request(concepts.concepts, 8 * LENGTH, 0))
 
 
 def test_nothing_is_short_where_there_is_enough():
@@ -183,19 +186,48 @@ def test_a_concept_without_words_is_asked_for_nothing():
     assert not none.is_short.any()
 
 
-def test_the_second_round_is_made_of_words_that_were_not_seen(tiny, concepts, targets):
-    seen = [word for word in targets.words if word != "dog"]
-    is_seen = np.array([word in seen for word in targets.words])
-    written = Coverage(targets.concepts, is_seen, targets.word_concept, np.array([500, 500]))
-    plan = second_round(tiny, concepts.concepts, written, targets, 1000, 0)
-    assert len(plan[0].openings) == 4
-    assert plan[0].seed != first_round(tiny, concepts.concepts, 100, 0)[0].seed
+@pytest.fixture
+def texts(targets):
+    """Texts, each a word of the vocabulary 38 times behind two other tokens."""
+
+    def write(words: list[str], times: int = 1) -> Passages:
+        pieces = [targets.token_word.tolist().index(targets.words.index(word)) for word in words]
+        passages = [[2, 9, *[token] * 38] for token in pieces for _ in range(times)]
+        return Passages.of_lists(passages, [2] * len(passages), list(range(len(passages))))
+
+    return write
 
 
-def test_no_second_round_where_nothing_lacks(tiny, concepts, targets):
-    is_seen = np.ones(len(targets.words), bool)
-    written = Coverage(targets.concepts, is_seen, targets.word_concept, np.array([500, 500]))
-    assert second_round(tiny, concepts.concepts, written, targets, 1000, 0) == []
+def test_the_second_round_is_made_of_words_that_were_not_seen(tiny, concepts, targets, texts):
+    lacking = [word for word in targets.words if word != "dog"]
+    written = texts(lacking, times=10)
+    plan = second_round(tiny, Request(concepts.concepts, written.tokens, 0), written, targets)
+    openings = [opening for part in plan for opening in part.openings]
+    dog = tiny.tokenizer.convert_tokens_to_ids("▁dog")
+    assert len(openings) == OPENINGS_A_WORD
+    assert dog in openings[0]
+
+
+def test_no_second_round_where_nothing_lacks(tiny, concepts, targets, texts):
+    written = texts(list(targets.words), times=10)
+    plan = second_round(tiny, Request(concepts.concepts, written.tokens, 0), written, targets)
+    assert plan == []
+
+
+def test_texts_that_end_early_are_made_up_for(tiny, concepts, targets, texts):
+    written = texts(list(targets.words), times=10)
+    request = Request(concepts.concepts, written.tokens * 3 // 2, 0)
+    plan = second_round(tiny, request, written, targets)
+    # A third of the tokens is missing, and the texts are two thirds as long as they might be.
+    assert sum(len(part.openings) for part in plan) == pytest.approx(request.texts / 2, abs=2)
+
+
+def test_the_second_round_has_seeds_and_words_of_its_own(tiny, concepts, targets, texts):
+    written = texts(list(targets.words), times=10)
+    request = Request(concepts.concepts, written.tokens * 2, 0)
+    first, second = first_round(tiny, request), second_round(tiny, request, written, targets)
+    assert not {part.seed for part in first} & {part.seed for part in second}
+    assert first[0].openings != second[0].openings
 
 
 def test_what_lacks_is_said(caplog):
