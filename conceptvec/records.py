@@ -1,4 +1,4 @@
-"""What crosses the border between two stages: frozen records, each made by one function and never written again."""
+"""What crosses the border between two stages: frozen records, made once and never written again."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ import torch
 from tqdm.auto import tqdm
 
 from conceptvec.errors import RequestError, RunError
+from conceptvec.files import Arrays
 from conceptvec.model.network import Model, check_finite
-from conceptvec.runfolder import Arrays
 from conceptvec.text import plain
 
 MAX_TOKENS = 128  # a passage is cut here; a prompt may be no longer
@@ -203,7 +203,10 @@ def corpus_activations(
 
 
 def _renumber(context_at: Sequence[np.ndarray]) -> set[int]:
-    """Number the passages that are some neuron's context anew, in place; gives their old numbers."""
+    """Number the passages that are some neuron's context anew, in place.
+
+    Gives their old numbers.
+    """
     kept = np.unique(np.concatenate([at[..., 0].ravel() for at in context_at]))
     kept = kept[kept >= 0]
     for at in context_at:
