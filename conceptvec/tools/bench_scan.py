@@ -132,8 +132,7 @@ def _targets(text: Passages) -> Targets:
     position = np.arange(len(text.ids)) - text.starts[passage]
     chosen = np.flatnonzero((position >= 2) & (stream.random(len(position)) < WORD_SHARE))
     word = stream.integers(0, CONCEPTS * WORDS_OF_ONE, len(chosen))
-    word_concept = np.repeat(np.arange(CONCEPTS), WORDS_OF_ONE)
-    return targets_of(passage[chosen], position[chosen], word, word_concept, seed=0)
+    return targets_of(passage[chosen], position[chosen], word, seed=0)
 
 
 def _gradients(model: Model) -> Gradients:
