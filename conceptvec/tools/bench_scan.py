@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from conceptvec.effects.gradients import LOGIT_ROWS, TOKENS, Gradients
-from conceptvec.effects.moved import draw_moved, draws_for
+from conceptvec.effects.moved import draw_grid, draw_moved, draws_for, side_by_side
 from conceptvec.effects.passages import Passages
 from conceptvec.effects.rows import Targets, targets_of
 from conceptvec.effects.stage import HELD_OUT
@@ -145,7 +145,11 @@ def _gradients(model: Model) -> Gradients:
     pairs = sorted(set(zip(layers.tolist(), neurons.tolist(), strict=True)))
     poles = [Pole(layer, neuron, "+") for layer, neuron in pairs]
     draws = draws_for(len(poles)) + HELD_OUT
-    moved = draw_moved(poles, draws, model.intermediate_size, set(pairs), seed=0)
+    moved = side_by_side(
+        draw_moved(poles, draws, model.intermediate_size, set(pairs), seed=0),
+        draw_grid(range(model.n_layers), model.intermediate_size, seed=0),
+        len(poles),
+    )
     every_token = torch.ones(model.vocab_size, dtype=torch.bool)
     return Gradients(model, range(model.n_layers), every_token, moved)
 
