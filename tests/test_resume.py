@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from conceptvec import Config, RequestError, RunError
-from conceptvec import runfolder as store
 from conceptvec.cli import main
 from conceptvec.runfolder import Parts, RunFolder, shard, write_atomic
 from tests.children import lasting, parts, start
@@ -164,7 +163,7 @@ def test_full_disk_keeps_what_was_there(tiny_run, tmp_path, finished, monkeypatc
             raise OSError(28, "No space left on device")
         real(handle)
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr("conceptvec.files.os.fsync", full)
     assert main([*tiny_run, "--out", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().err
     assert "No space left on device" in said and "Make room" in said and "Traceback" not in said

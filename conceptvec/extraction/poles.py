@@ -1,8 +1,8 @@
 """The two poles of every neuron of a layer: what its value vector promotes, and what it suppresses.
 
-For neuron j of layer ℓ the readout is ``z_t = E_t · (s_ℓ ⊙ d_j)`` with the unembedding rows E_t and the folded norm
-weights s_ℓ (`Weights.fold_scale`): the direct path's ranking of tokens, since both RMS divisors are positive scalars.
-`projection` does the arithmetic.
+For neuron j of layer ℓ the readout is ``z_t = E_t · (s_ℓ ⊙ d_j)`` with the unembedding rows E_t and
+the folded norm weights s_ℓ (`Weights.fold_scale`): the direct path's ranking of tokens, since both
+RMS divisors are positive scalars. `projection` does the arithmetic.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from conceptvec.extraction.projection import Projector
+from conceptvec.files import Arrays
 from conceptvec.model.vocabulary import masked_tokens, token_texts
 from conceptvec.model.weights import Weights
-from conceptvec.runfolder import Arrays
 
 
 @dataclass(frozen=True)
