@@ -1,7 +1,7 @@
 """Which rows of the unembedding may be shown, and how a token is written.
 
-Masked are rows that cannot be shown or were never trained: special tokens, ``<unusedN>``, byte
-tokens, ids beyond the tokenizer or the matrix, and rows whose norm is below a tenth of the median.
+Masked are rows that cannot be shown or were never trained: special tokens, ``<unusedN>``, byte tokens, ids beyond the
+tokenizer or the matrix, and rows whose norm is below a tenth of the median norm.
 """
 
 from __future__ import annotations
@@ -14,39 +14,29 @@ from conceptvec.errors import RequestError
 from conceptvec.model.weights import Weights
 
 LOW_NORM = 0.1  # share of the median row norm under which a row counts as untrained
-ROWS = 2**14  # of the unembedding in float32 at a time
 _HIDDEN = re.compile(r"<(0x[0-9A-F]{2}|unused\d+)>")
 
 
 def token_texts(model: Weights) -> list[str]:
-    """All tokens as the tokenizer writes them, ▁ shown as a space.
-
-    Ids without a token are empty.
-    """
+    """All tokens as the tokenizer writes them, ▁ shown as a space; ids without a token are empty."""
     size = min(model.vocab_size, len(model.tokenizer))
     texts = [str(t or "") for t in model.tokenizer.convert_ids_to_tokens(list(range(size)))]
     return [t.replace("▁", " ") for t in texts] + [""] * (model.vocab_size - size)
 
 
 def masked_tokens(model: Weights, texts: list[str]) -> torch.Tensor:
-    """The masked rows: bool (vocab_size,) on the CPU.
-
-    Raises:
-        RequestError: nothing is left that can be shown.
-    """
-    special = set(model.tokenizer.all_special_ids)
-    special |= set(getattr(model.tokenizer, "added_tokens_decoder", {}))
-    hidden = torch.tensor(
-        [
-            i in special or not text.strip() or bool(_HIDDEN.fullmatch(text))
-            for i, text in enumerate(texts)
-        ]
+    """The masked rows: bool (vocab_size,) on the CPU."""
+    special = set(model.tokenizer.all_special_ids) | set(
+        getattr(model.tokenizer, "added_tokens_decoder", {})
     )
-    if hidden.all():
+    named = [
+        not t.strip() or i in special or bool(_HIDDEN.fullmatch(t)) for i, t in enumerate(texts)
+    ]
+    parts = model.unembedding.split(2**14)  # no copy of the whole matrix in another precision
+    norms = torch.cat([torch.linalg.vector_norm(rows.float(), dim=1).cpu() for rows in parts])
+    named_mask = torch.tensor(named)
+    if named_mask.all():
         raise RequestError(
-            f"--model: {model.name} has no token that can be shown; its tokenizer is another "
-            "model's"
+            f"--model: {model.name} has no token that can be shown; its tokenizer is another model's"
         )
-    chunks = model.unembedding.split(ROWS)  # no copy of the whole matrix in another precision
-    norms = torch.cat([torch.linalg.vector_norm(rows.float(), dim=1).cpu() for rows in chunks])
-    return hidden | (norms < LOW_NORM * norms[~hidden].median())
+    return named_mask | (norms < LOW_NORM * norms[~named_mask].median())
