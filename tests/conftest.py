@@ -266,14 +266,21 @@ def tiny_run(tmp_path_factory: Any) -> list[str]:
     ]  # fmt: skip
 
 
-# A test that uses one of these is a whole run; the others of that kind bear the mark themselves.
-WHOLE_RUNS = {"tiny_run"}
+# Whole runs, by what a test uses and by its file; others of that kind bear the mark themselves.
+WHOLE_FIXTURES = {"tiny_run"}
+WHOLE_FILES = {
+    "test_calibrate.py",
+    "test_notebooks.py",
+    "test_pipeline.py",
+    "test_planted.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test: `whole` and `slow` ones apart, all are `fast`."""
+    """Mark every test: all that are not `whole` or `slow` are `fast`."""
     for item in items:
-        if WHOLE_RUNS & set(getattr(item, "fixturenames", ())):
+        uses = WHOLE_FIXTURES & set(getattr(item, "fixturenames", ()))
+        if uses or item.path.name in WHOLE_FILES:
             item.add_marker("whole")
         if not any(item.get_closest_marker(name) for name in ("whole", "slow")):
             item.add_marker("fast")

@@ -100,13 +100,13 @@ def threads():
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("number", "batch", "columns"),
-    [(1, 1, 8192), (1, 5, 1024), (1, 37, 128), (1, 200, 8192), (2, 37, 8192), (2, 5, 1024)],
+    [(1, 1, 8192), (1, 5, 1024), (1, 200, 128), (2, 37, 8192)],
 )
 def test_does_not_depend_on_batch_chunks_or_threads(
     number, batch, columns, precision, threads, is_compiled
 ) -> None:
     torch.manual_seed(1)
-    rows, d = torch.randn(3000, 96), torch.randn(37, 96)
+    rows, d = torch.randn(3000, 96), torch.randn(20, 96)
     masked = torch.rand(3000) < 0.1
     threads(number)
     options = {"precision": precision, "columns": columns, "compiled": is_compiled}
