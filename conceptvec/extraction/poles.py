@@ -17,6 +17,7 @@ from conceptvec.extraction.projection import Projector
 from conceptvec.files import Arrays
 from conceptvec.model.vocabulary import masked_tokens, token_texts
 from conceptvec.model.weights import Weights
+from conceptvec.streams import rng, torch_rng
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def sample_neurons(
     """
     if max_vectors is None or max_vectors >= intermediate_size:
         return np.arange(intermediate_size, dtype=np.int32)
-    rng = np.random.default_rng([seed, layer, 1])
-    sample = rng.choice(intermediate_size, max_vectors, replace=False)
+    stream = rng(seed, "neurons", layer)
+    sample = stream.choice(intermediate_size, max_vectors, replace=False)
     return np.sort(sample).astype(np.int32)
 
 
@@ -117,6 +118,6 @@ def null_directions(model: Weights, layer: int, fold: str, n: int, seed: int) ->
     for nothing.
     """
     size = model.intermediate_size
-    rng = torch.Generator().manual_seed((seed * 100_003 + layer * 17 + 3) % 2**63)
-    mixture = torch.randn(n, size, generator=rng) / math.sqrt(size)
+    stream = torch_rng(seed, "null directions", layer)
+    mixture = torch.randn(n, size, generator=stream) / math.sqrt(size)
     return mixture.to(model.device) @ model.readout_directions(layer, fold)
