@@ -52,6 +52,7 @@ def test_numpys_whole_numbers_are_numbers() -> None:
     assert of_numpy(0, "sample", np.int32(7)) == of_numpy(0, "sample", 7)
 
 
+@pytest.mark.whole
 def test_a_stream_is_the_same_in_another_process() -> None:
     """No hash that Python salts."""
     program = "from conceptvec.streams import rng; print(rng(3, 'x', 4).integers(2**40))"
