@@ -82,7 +82,7 @@ def test_every_word_of_the_benchmark_becomes_known() -> None:
     numbers = np.arange(len(text))
     passages = [text.passage(i) for i in numbers]
     effects, _ = bench_scan._gradients(model).part(passages, numbers, targets)
-    pairs = {*zip(targets.passage.tolist(), targets.concept.tolist(), strict=True)}
+    pairs = {*zip(targets.passage.tolist(), targets.group.tolist(), strict=True)}
     assert effects.rows.sum() == len(pairs)
 
 
