@@ -35,6 +35,7 @@ from conceptvec.scoring.table import (
     Reader,
     TokenTable,
     find_pieces,
+    normalised,
 )
 from conceptvec.scoring.words import normalise, script
 
@@ -84,11 +85,11 @@ class Kinship:
         concepts: ConceptSet,
     ) -> None:
         reader = Reader(concepts)
-        listed = reader.read(tokens, masked)
         rows = Rows(unembedding, tokens, masked)
-        listed.lemma[rows.untrained] = NOT_A_WORD
-        pieces = find_pieces(tokens, listed.words)
-        usable = (listed.lemma != NOT_A_WORD) & ~masked
+        words = normalised(tokens, masked | rows.untrained)
+        pieces = find_pieces(tokens, words)
+        listed = reader.read(tokens, words, pieces.sure)
+        usable = listed.lemma != NOT_A_WORD
         prototypes = [
             prototype
             for prototype in _prototypes(reader, listed, concepts, usable)

@@ -89,12 +89,17 @@ class Lexicon:
         capital = is_capitalised(token) and not match.is_name
         return Reading(match.lemma, match.group, match.hit * (HOMOGRAPH if capital else 1.0))
 
-    def match(self, word: str) -> Match:
-        """The match of a normalised word, as listed or inflected; of `NO_GROUP` without one."""
+    def match(self, word: str, unlisted: Match | None = None) -> Match:
+        """The match of a normalised word, as listed or inflected.
+
+        Args:
+            word: normalised.
+            unlisted: what an unlisted word gives; by default its own lemma, of `NO_GROUP`.
+        """
         if is_numeral(word) and "numbers" in self.names:
             return Match(lemma(word) or word, self.names.index("numbers"), 1.0, True)
         match = self.by_word.get(word) or self._inflected(word)
-        return match or Match(lemma(word), NO_GROUP, 0.0, True)
+        return match or unlisted or Match(lemma(word), NO_GROUP, 0.0, True)
 
     def lists(self, word: str) -> int:
         """The group that lists a normalised word, or `NO_GROUP`."""

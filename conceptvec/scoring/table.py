@@ -15,8 +15,10 @@ import numpy as np
 from conceptvec.concepts import ConceptSet
 from conceptvec.scoring.listed import (
     HOMOGRAPH,
+    NO_GROUP,
     SEVERAL,
     Lexicon,
+    Match,
     border_names,
     borders,
     is_capitalised,
@@ -25,6 +27,7 @@ from conceptvec.scoring.words import normalise, script
 
 MEMBERSHIPS = 3  # themes kept per token, the strongest
 NOT_A_WORD = -1  # instead of a lemma's number
+A_PIECE = Match("\0", NO_GROUP, 0.0, True)  # stands for a token that only continues a word
 SPACE = (" ", "▁")
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
 
@@ -100,12 +103,20 @@ class Reader:
         self.names = self.lexicon.names
         self.themes = self.names + self.borders.names
 
-    def read(self, tokens: Sequence[str], masked: np.ndarray | None = None) -> Listed:
-        """Look every token up; masked ones are no words."""
-        hidden = np.zeros(len(tokens), bool) if masked is None else masked
-        words = ["" if hide else normalise(t) for t, hide in zip(tokens, hidden, strict=True)]
+    def read(self, tokens: Sequence[str], words: list[str], piece: np.ndarray) -> Listed:
+        """Look every token up.
+
+        Args:
+            tokens: as the tokenizer writes them.
+            words: the same, normalised; empty for what is no word (`normalised`).
+            piece: bool (V,), the token only continues a word: it has no lemma of its own.
+        """
         # A vocabulary writes a word in several ways: it is looked up once.
-        match = {word: self.lexicon.match(word) for word in dict.fromkeys(words)}
+        parts = {word for word, is_piece in zip(words, piece, strict=True) if is_piece}
+        match = {
+            word: self.lexicon.match(word, A_PIECE if word in parts else None)
+            for word in dict.fromkeys(words)
+        }
         border = {word: self.borders.lists(word) for word in match}
         number = {"": NOT_A_WORD}
         lemmas = [number.setdefault(match[word].lemma, len(number) - 1) for word in words]
@@ -124,7 +135,9 @@ class Reader:
 
     def lexical_table(self, tokens: Sequence[str]) -> TokenTable:
         """The table by the lexicons alone: a word belongs to its concept as far as it hits."""
-        listed = self.read(tokens)
+        # Which tokens are pieces of words only a whole vocabulary can tell.
+        unknown = np.zeros(len(tokens), bool)
+        listed = self.read(tokens, [normalise(token) for token in tokens], unknown)
         theme = np.zeros((len(tokens), MEMBERSHIPS), np.int64)
         weight = np.zeros((len(tokens), MEMBERSHIPS), np.float32)
         hits = listed.concept >= 0
@@ -133,8 +146,6 @@ class Reader:
         beside = (listed.border >= 0) & (listed.concept != SEVERAL)
         theme[beside, 1] = len(self.names) + listed.border[beside]
         weight[beside, 1] = 1 - weight[beside, 0]
-        # Which tokens are pieces of words only a whole vocabulary can tell.
-        unknown = np.zeros(len(tokens), bool)
         return self.table(listed, Pieces(unknown, unknown), theme, weight)
 
     def table(
@@ -152,6 +163,11 @@ class Reader:
             theme=theme,
             weight=weight,
         )
+
+
+def normalised(tokens: Sequence[str], hidden: np.ndarray) -> list[str]:
+    """The tokens' words; empty where a token is hidden, bool (V,)."""
+    return ["" if hide else normalise(token) for token, hide in zip(tokens, hidden, strict=True)]
 
 
 def find_pieces(tokens: Sequence[str], words: Sequence[str]) -> Pieces:
