@@ -1,44 +1,57 @@
-"""The run folder: finished parts on disk, atomic and checksummed, so that a run can be killed at any time.
+"""The run folder: finished parts on disk, atomic and checksummed, so that a run can be killed.
 
-A part is a dict of numpy arrays (and a little text) in one safetensors file. Its SHA-256 stands in ``manifest.json``
-beside the configuration and the model's fingerprint. Reading checks the sum; a damaged part is computed again. Several
-processes share a folder: each computes its share of the parts and lists them in a manifest of its own.
+A part is a dict of numpy arrays (and a little text) in one safetensors file. Its SHA-256 stands in
+``manifest.json`` beside the configuration and the model's fingerprint. Reading checks the sum; a
+damaged part is computed again. Several processes share a folder: each computes its share of the
+parts and lists them in a manifest of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from conceptvec.config import Config, corpus_file, is_file
 from conceptvec.errors import RequestError, RunError, first_line
+from conceptvec.files import Arrays, cannot_write, digest, pack
+from conceptvec.files import read_part as read_part
+from conceptvec.files import write_atomic as write_atomic
 from conceptvec.version import __version__
 
 logger = logging.getLogger(__name__)
 
 SHARED_DISK_SECONDS = 60  # how long a finished part may take to appear on a shared disk
 STALE_SECONDS = 3600  # a half-written file older than this belongs to a process that was killed
-Arrays = dict[str, Any]
+MANIFESTS, RESULTS = "manifest*.json", "concept_vector_results_*.json"
+VECTORS = "concept_vectors.safetensors"
+MANIFEST_KEYS = ("configuration", "files", "model", "parts")  # an object each
 Task = tuple[str, Callable[[], Arrays]]
+Item = TypeVar("Item")
 
 
 def part_name(stem: str, *content: Any) -> str:
     """A part's file name with a digest of what it is made for.
 
-    What is measured follows from computed numbers, which another GPU or library may round otherwise: a part that was
-    made for other neurons or prompts then has another name and is never taken for this one.
+    What is measured follows from computed numbers, which another GPU or library may round
+    otherwise: a part that was made for other neurons or prompts then has another name and is never
+    taken for this one.
     """
-    return f"{stem}_{hashlib.sha256(repr(content).encode()).hexdigest()[:8]}.safetensors"
+    return f"{stem}_{digest(repr(content).encode())[:8]}.safetensors"
+
+
+def shard(items: Sequence[Item], rank: int, world: int) -> list[Item]:
+    """This process's share of the items, every `world`-th.
+
+    The shares differ by at most one and lose nothing. They depend on the list alone, never on what
+    is already done, so processes cannot disagree about them.
+    """
+    return list(items[rank::world])
 
 
 class Parts:
@@ -57,27 +70,23 @@ class Parts:
         """Keep a finished part."""
 
     def map(self, tasks: Sequence[Task], desc: str, unit: str) -> list[Arrays]:
-        """Every task's part, in order: loaded where it is on disk, computed and kept where it is not."""
-        found = [self.load(name) for name, _ in tasks]
-        todo = [i for i, arrays in enumerate(found) if arrays is None]
-        mine = set(shard(range(len(tasks)), self.rank, self.world))
-        with tqdm(
-            total=len(tasks),
-            initial=len(tasks) - len(todo),
-            desc=desc,
-            unit=unit,
-            disable=self.rank > 0,
-        ) as bar:
-            for i in todo:
-                if i in mine:
+        """Every task's part, in order: loaded where it is on disk, computed where it is not."""
+        parts = [self.load(name) for name, _ in tasks]
+        missing = [i for i, arrays in enumerate(parts) if arrays is None]
+        share = set(shard(range(len(tasks)), self.rank, self.world))
+        done = len(tasks) - len(missing)
+        silent = self.rank > 0
+        with tqdm(total=len(tasks), initial=done, desc=desc, unit=unit, disable=silent) as bar:
+            for i in missing:
+                if i in share:
                     name, compute = tasks[i]
-                    found[i] = made = compute()
-                    self.save(name, made)
+                    parts[i] = arrays = compute()
+                    self.save(name, arrays)
                 bar.update(1)
         self.barrier()
         return [
             self.wait_for(name) if arrays is None else arrays
-            for (name, _), arrays in zip(tasks, found, strict=True)
+            for (name, _), arrays in zip(tasks, parts, strict=True)
         ]
 
     def wait_for(self, name: str) -> Arrays:
@@ -91,70 +100,82 @@ class Parts:
         )
 
 
-def shard(items: Sequence[Any], rank: int, world: int) -> list[Any]:
-    """This process's share of the items, every `world`-th: the shares differ by at most one and lose nothing.
-
-    It depends on the list alone, never on what is already done, so processes cannot disagree about it.
-    """
-    return list(items[rank::world])
-
-
 def identity(config: Config) -> dict[str, Any]:
-    """What a run folder belongs to, apart from the model: version, options, and the content of the user's files."""
-    files = {
-        name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        for name, path in (("concepts", config.concepts), ("corpus", corpus_file(config.corpus)))
-        if path is not None and is_file(path)  # concepts given in place stand in the configuration
+    """What a run folder belongs to, apart from the model.
+
+    That is the version, the options, and the content of the user's files.
+    """
+    files = {"concepts": config.concepts, "corpus": corpus_file(config.corpus)}
+    return {
+        "conceptvec_version": __version__,
+        "configuration": config.identity(),
+        "files": {
+            name: digest(Path(path).read_bytes())
+            for name, path in files.items()
+            if path is not None and is_file(path)  # else it stands in the configuration
+        },
     }
-    return {"conceptvec_version": __version__, "configuration": config.identity(), "files": files}
 
 
 def manifests(path: Path) -> list[dict[str, Any]]:
-    """The manifests of all processes in a folder; a damaged one is as good as none: its parts are made again.
+    """The manifests of all processes in a folder.
+
+    A damaged one is as good as none: its parts are made again.
 
     Raises:
         RequestError: another program wrote one of them.
     """
-    found = []
-    for file in sorted(path.glob("manifest*.json")):
+    sound: list[dict[str, Any]] = []
+    for file in sorted(path.glob(MANIFESTS)):
         try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
+            manifest: Any = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             logger.warning("%s is damaged: what it lists is computed again", file)
             continue
-        shape = {"configuration": dict, "files": dict, "model": dict, "parts": dict}
-        if not isinstance(manifest, dict) or not all(
-            isinstance(manifest.get(k), t) for k, t in shape.items()
-        ):
+        if not _is_manifest(manifest):
             raise RequestError(f"--out: {file} was not written by conceptvec; give another --out")
-        found.append(manifest)
-    return found
+        sound.append(manifest)
+    return sound
+
+
+def _is_manifest(document: Any) -> bool:
+    if not isinstance(document, dict):
+        return False
+    entries = cast("dict[str, Any]", document)
+    return all(isinstance(entries.get(key), dict) for key in MANIFEST_KEYS)
 
 
 def differences(
     manifest: dict[str, Any], config: Config, model: dict[str, Any] | None = None
 ) -> list[str]:
     """How the run in a folder differs from the one that is asked for, as phrases."""
-    now = identity(config)
-    if (written := manifest.get("conceptvec_version")) != now["conceptvec_version"]:
-        return [f"it was written by conceptvec {written}, this is {now['conceptvec_version']}"]
-    was = manifest["configuration"]
-    out = [
-        f"{k} was {was.get(k)!r}, is {v!r}"
-        for k, v in now["configuration"].items()
-        if was.get(k) != v
+    asked = identity(config)
+    version = manifest.get("conceptvec_version")
+    if version != asked["conceptvec_version"]:
+        return [f"it was written by conceptvec {version}, this is {asked['conceptvec_version']}"]
+    options, files = manifest["configuration"], manifest["files"]
+    phrases = [
+        f"{name} was {options.get(name)!r}, is {value!r}"
+        for name, value in asked["configuration"].items()
+        if options.get(name) != value
     ]
-    out += [
-        f"the content of the {k} file differs"
-        for k, v in now["files"].items()
-        if manifest["files"].get(k, v) != v
+    phrases += [
+        f"the content of the {name} file differs"
+        for name, content in asked["files"].items()
+        if files.get(name, content) != content
     ]
-    if model is not None:
-        for key in ("device", "dtype", "fingerprint"):
-            if manifest["model"].get(key) != model[key]:
-                phrase = f"the {key} was {manifest['model'].get(key)}, is {model[key]}"
-                out.append("the model's weights differ" if key == "fingerprint" else phrase)
-    return out
+    return phrases + (_model_differences(manifest["model"], model) if model else [])
+
+
+def _model_differences(written: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+    phrases = [
+        f"the {key} was {written.get(key)}, is {model[key]}"
+        for key in ("device", "dtype")
+        if written.get(key) != model[key]
+    ]
+    if written.get("fingerprint") != model["fingerprint"]:
+        phrases.append("the model's weights differ")
+    return phrases
 
 
 class RunFolder(Parts):
@@ -163,32 +184,32 @@ class RunFolder(Parts):
     Args:
         path: the folder; it is made.
         config: the configuration.
-        model: `Model.facts`.
-        world: accelerate's PartialState where several processes share the folder.
+        model: `Weights.facts`.
+        processes: accelerate's PartialState where several processes share the folder.
 
     Raises:
         RequestError: the folder belongs to another configuration or model, or to another program.
         RunError: it cannot be written.
+
+    Attributes:
+        parts: the finished parts' names and digests.
     """
 
     def __init__(
-        self, path: Path, config: Config, model: dict[str, Any], world: Any = None
+        self, path: Path, config: Config, model: dict[str, Any], processes: Any = None
     ) -> None:
-        self.path, self._world = path, world
-        self.rank, self.world = (world.process_index, world.num_processes) if world else (0, 1)
-        self._own = path / ("manifest.json" if self.rank == 0 else f"manifest.rank{self.rank}.json")
-        kind = str(model["device"]).partition(":")[0]
-        self.identity = identity(config) | {
-            "model": {"fingerprint": model["fingerprint"], "dtype": model["dtype"], "device": kind}
-        }
+        self.path, self._processes = path, processes
+        if processes:
+            self.rank, self.world = processes.process_index, processes.num_processes
+        name = "manifest.json" if self.rank == 0 else f"manifest.rank{self.rank}.json"
+        self._manifest = path / name
+        facts = {key: model[key] for key in ("fingerprint", "dtype")}
+        facts["device"] = str(model["device"]).partition(":")[0]
+        self.identity = identity(config) | {"model": facts}
+
         earlier = manifests(path)
         if not config.overwrite:
-            for manifest in earlier:
-                if changes := differences(manifest, config, self.identity["model"]):
-                    raise RequestError(
-                        f"--out: {self.path} holds another run ({'; '.join(changes)}). "
-                        "Give another --out, or --overwrite to start afresh."
-                    )
+            self._refuse_another_run(earlier, config)
         self.barrier()  # everyone has looked before anyone writes
         if self.rank == 0:
             self._clear(earlier if config.overwrite else [])
@@ -199,40 +220,43 @@ class RunFolder(Parts):
         self._write_manifest()
         self.barrier()
 
-    def _clear(self, earlier: list[dict[str, Any]]) -> None:
-        """Remove what an earlier run wrote and listed, nothing else, and what killed processes left half-written."""
+    def _refuse_another_run(self, earlier: Iterable[dict[str, Any]], config: Config) -> None:
+        for manifest in earlier:
+            if changes := differences(manifest, config, self.identity["model"]):
+                raise RequestError(
+                    f"--out: {self.path} holds another run ({'; '.join(changes)}). "
+                    "Give another --out, or --overwrite to start afresh."
+                )
+
+    def _clear(self, earlier: Sequence[dict[str, Any]]) -> None:
+        """Remove what an earlier run wrote and listed, and what killed processes left half-written.
+
+        Nothing else is touched.
+        """
         try:
             for manifest in earlier:
-                for name in manifest["parts"]:
-                    if (
-                        name.endswith(".safetensors")
-                        and ".." not in Path(name).parts
-                        and name[0] != "/"
-                    ):
-                        (self.path / name).unlink(missing_ok=True)
+                for name in filter(_is_part_name, manifest["parts"]):
+                    (self.path / name).unlink(missing_ok=True)
             if earlier:
-                for file in [
-                    *self.path.glob("manifest*.json"),
-                    *self.path.glob("concept_vector_results_*.json"),
-                ]:
+                for file in [*self.path.glob(MANIFESTS), *self.path.glob(RESULTS)]:
                     file.unlink(missing_ok=True)
-                (self.path / "concept_vectors.safetensors").unlink(missing_ok=True)
+                (self.path / VECTORS).unlink(missing_ok=True)
             for file in self.path.glob("**/.*.tmp"):
                 if time.time() - file.stat().st_mtime > STALE_SECONDS:
                     file.unlink(missing_ok=True)
         except OSError as error:
-            raise _cannot_write(self.path, error) from None
+            raise cannot_write(self.path, error) from None
 
     def barrier(self) -> None:
         """Wait for the other processes.
 
         Raises:
-            RunError: one of them was lost, or did not arrive within `PATIENCE`.
+            RunError: one of them was lost, or did not arrive in time.
         """
-        if self._world is None or self.world == 1:
+        if self._processes is None or self.world == 1:
             return
         try:
-            self._world.wait_for_everyone()
+            self._processes.wait_for_everyone()
         except RuntimeError as error:
             raise RunError(
                 f"another process was lost ({first_line(error, 120)}); what was finished is kept. "
@@ -240,38 +264,36 @@ class RunFolder(Parts):
             ) from None
 
     def _write_manifest(self) -> None:
-        text = json.dumps(self.identity | {"parts": dict(sorted(self.parts.items()))}, indent=1)
-        write_atomic(self._own, text.encode())
+        document = self.identity | {"parts": dict(sorted(self.parts.items()))}
+        write_atomic(self._manifest, json.dumps(document, indent=1).encode())
 
     def load(self, name: str) -> Arrays | None:
         """The part, if it is listed and its bytes are those that were written."""
-        for digest in filter(None, self._digests(name)):
-            if (arrays := read_part(self.path / name, digest)) is not None:
-                self.parts[name] = digest
+        for listed in self._digests(name):
+            if (arrays := read_part(self.path / name, listed)) is not None:
+                self.parts[name] = listed
                 return arrays
         if name in self.parts and (self.path / name).exists():
             logger.warning("%s is damaged or was changed: it is computed again", self.path / name)
         return None
 
-    def _digests(self, name: str) -> Iterator[str | None]:
-        """What this process listed, then what the others did, whose manifests are read only if it comes to that."""
-        yield self.parts.get(name)
+    def _digests(self, name: str) -> Iterator[str]:
+        """What this process listed, then what the others did.
+
+        Their manifests are read only if it comes to that.
+        """
+        if name in self.parts:
+            yield self.parts[name]
         if self.world > 1:
-            yield from (manifest["parts"].get(name) for manifest in manifests(self.path))
+            for manifest in manifests(self.path):
+                if name in manifest["parts"]:
+                    yield manifest["parts"][name]
 
     def save(self, name: str, arrays: Arrays) -> None:
         """Write the part and list it."""
-        from safetensors.numpy import save
-
-        plain = {
-            k: np.frombuffer(json.dumps(v).encode(), np.uint8)
-            if k.endswith("_json")
-            else np.ascontiguousarray(v)
-            for k, v in arrays.items()
-        }
-        content = save(plain)
+        content = pack(arrays)
         write_atomic(self.path / name, content)
-        self.parts[name] = hashlib.sha256(content).hexdigest()
+        self.parts[name] = digest(content)
         self._write_manifest()
 
     def finish(self) -> None:
@@ -284,46 +306,7 @@ class RunFolder(Parts):
         self.barrier()
 
 
-def read_part(path: Path, digest: str) -> Arrays | None:
-    """A part, if its bytes are those that were listed."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != digest:
-            return None
-        found: Arrays = load(content)
-        return {
-            k: json.loads(v.tobytes().decode()) if k.endswith("_json") else v
-            for k, v in found.items()
-        }
-    except (OSError, SafetensorError, ValueError):
-        return None
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it is there completely or not at all.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written; what was there is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise _cannot_write(path, error) from None
-
-
-def _cannot_write(path: Path, error: OSError) -> RunError:
-    return RunError(
-        f"{path} could not be written ({error.strerror or error}); what was finished is kept. "
-        "Make room or give another --out, then run the same command again."
-    )
+def _is_part_name(name: str) -> bool:
+    """Whether a name in a manifest can be a part's, inside the folder."""
+    is_inside = ".." not in Path(name).parts and not name.startswith("/")
+    return name.endswith(".safetensors") and is_inside

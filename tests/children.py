@@ -1,4 +1,7 @@
-"""Runs of the command line in processes of their own, forked from a server that has imported everything once."""
+"""Runs of the command line in processes of their own.
+
+They are forked from a server that has imported everything once.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,14 @@ import traceback
 from pathlib import Path
 
 VOLATILE = ("created", "environment", "timings", "resources")
-PRELOAD = ["tests.children", "conceptvec.pipeline", "conceptvec.validation.stage", "conceptvec.tools.selfcheck",
-           "conceptvec.show.figures", "transformers.models.gemma3.modeling_gemma3"]  # fmt: skip
+PRELOAD = [
+    "tests.children",
+    "conceptvec.pipeline",
+    "conceptvec.validation.stage",
+    "conceptvec.tools.selfcheck",
+    "conceptvec.show.figures",
+    "transformers.models.gemma3.modeling_gemma3",
+]
 
 
 def _child(argv: list[str], env: dict[str, str], log: str, folder: str) -> None:
@@ -49,14 +58,16 @@ def start(
 
 def world(size: int) -> list[dict[str, str]]:
     """The environment variables that torchrun sets for `size` processes on this machine."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    return [
-        {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
-         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        for r in range(size)
-    ]  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
 def lasting(folder: Path) -> str:

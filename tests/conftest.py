@@ -1,4 +1,4 @@
-"""Tiny models of every family, built from a configuration: random weights, a word-level tokenizer, no download."""
+"""Tiny models of every family: random weights, a word-level tokenizer, no download."""
 
 from __future__ import annotations
 
@@ -95,46 +95,75 @@ def make_tokenizer() -> Any:
     )  # fmt: skip
 
 
+CONFIGURATIONS = {
+    "gemma3_text": "Gemma3TextConfig",
+    "gemma2": "Gemma2Config",
+    "llama": "LlamaConfig",
+    "mistral": "MistralConfig",
+    "qwen2": "Qwen2Config",
+    "qwen3": "Qwen3Config",
+}
+
+
 def make_hf(family: str = "gemma3_text", layers: int = 4, seed: int = 0, **changes: Any) -> Any:
     """A tiny random model of a family; Gemma 3 has sliding and full layers."""
-    common: dict[str, Any] = dict(
-        vocab_size=len(make_tokenizer()), hidden_size=32, intermediate_size=24, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=128, pad_token_id=0,
-        eos_token_id=1, bos_token_id=2, tie_word_embeddings=True,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "vocab_size": len(make_tokenizer()),
+        "hidden_size": 32,
+        "intermediate_size": 24,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+        "tie_word_embeddings": True,
+    }
     if family.startswith("gemma"):
-        common |= dict(
-            sliding_window=4, query_pre_attn_scalar=8, hidden_activation="gelu_pytorch_tanh"
-        )
+        options["sliding_window"] = 4
+        options["query_pre_attn_scalar"] = 8
+        options["hidden_activation"] = "gelu_pytorch_tanh"
     if family == "gemma3_text":
-        common |= dict(
-            layer_types=["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
-        )
-    name = "gemma3" if family == "gemma3_text" else family
+        kinds = ("sliding_attention", "full_attention")
+        options["layer_types"] = [kinds[layer % 2] for layer in range(layers)]
     torch.manual_seed(seed)
-    if family == "gemma3":
-        text = transformers.Gemma3TextConfig(**common)
-        vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
-                      patch_size=14)  # fmt: skip
-        config = transformers.Gemma3Config(
-            text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4
-        )
-        hf = transformers.Gemma3ForConditionalGeneration(config)
-    else:
-        configs = {"gemma3": "Gemma3TextConfig", "gemma2": "Gemma2Config", "llama": "LlamaConfig",
-                   "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}  # fmt: skip
-        if not hasattr(transformers, configs[name]):
-            pytest.skip(f"transformers {transformers.__version__} does not know {name}")
-        config = getattr(transformers, configs[name])(**(common | changes))
-        hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    hf.set_attn_implementation("eager") if hasattr(hf, "set_attn_implementation") else None
+    hf = _multimodal(options) if family == "gemma3" else _text(family, options | changes)
+    if hasattr(hf, "set_attn_implementation"):
+        hf.set_attn_implementation("eager")
     with torch.no_grad():
-        for key, p in hf.named_parameters():
-            if "norm" in key:  # norm weights that matter, instead of all zeros or ones
-                p.add_(torch.randn_like(p) * 0.2)
-            elif p.ndim == 2:
-                p.normal_(std=0.2)
+        for name, parameter in hf.named_parameters():
+            if "norm" in name:  # norm weights that matter, instead of all zeros or ones
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            elif parameter.ndim == 2:
+                parameter.normal_(std=0.2)
     return hf.float().eval()
+
+
+def _text(family: str, options: dict[str, Any]) -> Any:
+    name = CONFIGURATIONS[family]
+    if not hasattr(transformers, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    config = getattr(transformers, name)(**options)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+
+def _multimodal(options: dict[str, Any]) -> Any:
+    """A Gemma 3 with a vision tower."""
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    text = transformers.Gemma3TextConfig(**options).to_dict()
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
+    return transformers.Gemma3ForConditionalGeneration(config)
 
 
 def wrap(hf: Any, family: str = "gemma3_text") -> Model:
@@ -235,3 +264,23 @@ def tiny_run(tmp_path_factory: Any) -> list[str]:
         "run", "--device", "cpu", "--model", str(folder / "model"), "--concepts", str(folder / "concepts.json"),
         "--corpus", str(folder / "corpus.txt"), "--top-k", "10", "--score-threshold", "0.05",
     ]  # fmt: skip
+
+
+# Whole runs, by what a test uses and by its file; others of that kind bear the mark themselves.
+WHOLE_FIXTURES = {"tiny_run"}
+WHOLE_FILES = {
+    "test_calibrate.py",
+    "test_notebooks.py",
+    "test_pipeline.py",
+    "test_planted.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test: all that are not `whole` or `slow` are `fast`."""
+    for item in items:
+        uses = WHOLE_FIXTURES & set(getattr(item, "fixturenames", ()))
+        if uses or item.path.name in WHOLE_FILES:
+            item.add_marker("whole")
+        if not any(item.get_closest_marker(name) for name in ("whole", "slow")):
+            item.add_marker("fast")

@@ -354,6 +354,7 @@ def run_python(*argv: str, **more: Any) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.whole
 def test_real_processes() -> None:
     """Light requests import no torch, bad ones end in one line, and closed or full outputs are no crash."""
     light = "import sys, conceptvec; from conceptvec.cli import main; code = main({}); " \
@@ -456,6 +457,7 @@ def test_fuzzed_token_lists(tokens: list[str], tmp_path) -> None:
     assert 0 <= found["score"] <= 1 and json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.whole
 def test_a_filter_that_nothing_passes(tmp_path) -> None:
     argv = [
         "run",
@@ -477,6 +479,7 @@ def test_a_filter_that_nothing_passes(tmp_path) -> None:
     ) == (0, 0, 0)
 
 
+@pytest.mark.whole
 def test_find_in_a_run_reads_only_sound_listed_layers(tmp_path, capsys) -> None:
     out = str(tmp_path / "r")
     argv = [
@@ -534,6 +537,7 @@ def test_refused_before_anything_is_written(options, tmp_path, monkeypatch, caps
     assert not Path("r").exists() and "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_closed_output_is_no_error(options) -> None:
     command = " ".join(

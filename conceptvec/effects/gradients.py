@@ -1,6 +1,6 @@
 """The pass: one forward pass of a passage, and a backward pass for each of its rows.
 
-A row is a target word of one concept in one passage. With a the input of ``down_proj`` and g the
+A row is a target word in one passage. With a the input of ``down_proj`` and g the
 gradient of log p(word) with respect to it, removing a pole costs the word about Σ_{t>0} a^± · g nats
 (attribution patching: Nanda 2023), for every neuron of the model at once.
 
@@ -33,7 +33,7 @@ from conceptvec.model.network import check_finite
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
-TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # of a batch, with padding
+TOKENS = {"cpu": 1024, "mps": 1024, "cuda": 4096}  # of a batch, with padding
 LOGIT_ROWS = 64  # positions unembedded at a time
 PIECE = 2**14  # rows of the unembedding in float32 at a time
 
@@ -135,7 +135,7 @@ class Gradients:
         while start < len(order):
 
             def run(tokens: int, start: int = start) -> tuple[int, Done]:
-                members = rows.batch_from(order, start, lengths, slots, tokens)
+                members = np.sort(rows.batch_from(order, start, lengths, slots, tokens))
                 ids = [passages[i] for i in members]
                 return len(members), self._batch(ids, members, numbers[members], local)
 
@@ -262,14 +262,18 @@ class Gradients:
         device = direction.device
         which = torch.from_numpy(np.flatnonzero(in_slot)).to(device)
         targets = torch.from_numpy(chosen[in_slot]).to(device)
-        passage = clean.passage[targets]
+        passage = clean.passage[targets]  # ascending
+        everyone = len(passage) == len(clean.activations[0])
         upstream = torch.zeros_like(clean.normed)
         upstream[targets] = direction[targets].to(upstream.dtype)
 
+        def of_rows(x: torch.Tensor) -> torch.Tensor:
+            return x if everyone else x[passage]
+
         def reduce(i: int, g: torch.Tensor) -> None:
             # The first token is left out; behind the word the gradient is zero, padding included.
-            a = clean.activations[i].detach()[passage, 1:].float()  # (R, T - 1, I)
-            g = g[passage, 1:].float()
+            a = of_rows(clean.activations[i].detach())[:, 1:].float()  # (R, T - 1, I)
+            g = of_rows(g)[:, 1:].float()
             kept.gradient[i, which] = g.sum(1)
             kept.zero[i, 0, which] = (a.clamp(min=0) * g).sum(1)
             kept.zero[i, 1, which] = (a.clamp(max=0) * g).sum(1)

@@ -26,7 +26,7 @@ import numpy as np
 
 from conceptvec.concepts import Concept
 from conceptvec.effects.coverage import Coverage
-from conceptvec.effects.passages import empty_opening, start_of_text
+from conceptvec.effects.passages import Passages, empty_opening, start_of_text
 from conceptvec.effects.target_words import TargetWords
 from conceptvec.effects.writing import LENGTH, WrittenPart, part_seed
 from conceptvec.errors import RequestError
@@ -41,6 +41,7 @@ EMPTY_EVERY = 8
 ENGLISH_OF_FOUR = 3  # of four openings of a concept with words of several languages
 ENOUGH = 8  # words of single tokens, from which on the others are left out
 TOP_UP = 0.5  # share of the texts that concepts with few words may get on top
+TOLERATED = 0.05  # share of the wanted tokens that may be missing
 YIELD = 0.4  # documents with a word of the concept for each opening made of its words, at most
 OPENINGS_A_WORD = 4  # that are made of a word which the text lacks
 
@@ -77,6 +78,24 @@ def first_round(
         is_empty = i % EMPTY_EVERY == EMPTY_EVERY - 1 or not streams
         words.append("" if is_empty else next(next(turn)))
     return _as_parts(model, words, seed, "text", chat)
+
+
+def tokens_to_ask(wanted: int, written: Passages) -> int:
+    """For how many tokens a further first round, under a seed of its own, should be asked.
+
+    A model that ends its texts early, as one that has learnt from single sentences does, writes
+    fewer tokens than were asked for: half of them on the demo. 0 where nearly all are there.
+
+    Args:
+        wanted: the tokens that may be scored, as asked for in the first round.
+        written: what came of it.
+    """
+    missing = wanted - written.tokens
+    if missing <= wanted * TOLERATED or not len(written):
+        return 0
+    texts = math.ceil(wanted / LENGTH)
+    mean_length = written.tokens / texts
+    return min(math.ceil(missing * LENGTH / mean_length), wanted)
 
 
 def second_round(

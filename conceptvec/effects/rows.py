@@ -1,8 +1,9 @@
-"""Which words the pass looks at: one row per passage and concept, and which passages share a batch.
+"""Which words the pass looks at: one row per passage and word, and which passages share a batch.
 
-Of the known words of a concept in a passage one becomes the row's target. It is drawn with a
-probability in proportion to 1 / (how often the word occurs in the text): many different words are
-worth more than many rows of one.
+Of a word that stands several times in a passage, one known occurrence becomes a row. Taking one word
+of a *concept* instead (`group`), drawn with a probability in proportion to 1 / (how often the word
+occurs in the text), saves a quarter of the backward passes, but a tenth of the words is then never
+looked at, and fewer poles are found (docs/scan.md).
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ class Targets:
         passage: (n,) number of the passage.
         position: (n,) of the word's token, counted from 0; never 0.
         word: (n,) number of the word.
-        concept: (n,) number of the word's concept.
-        priority: (n,) the smallest of a passage and concept becomes the target.
+        group: (n,) of a passage and group one occurrence becomes a row.
+        priority: (n,) the one where this is smallest.
     """
 
     passage: np.ndarray
     position: np.ndarray
     word: np.ndarray
-    concept: np.ndarray
+    group: np.ndarray
     priority: np.ndarray
 
     def __len__(self) -> int:
@@ -47,34 +48,45 @@ class Targets:
 
 
 def targets_of(
-    passage: np.ndarray, position: np.ndarray, word: np.ndarray, word_concept: np.ndarray, seed: int
+    passage: np.ndarray,
+    position: np.ndarray,
+    word: np.ndarray,
+    seed: int,
+    group: np.ndarray | None = None,
 ) -> Targets:
     """All occurrences, in the order of the text, with the draw that decides between them.
 
     The draw is made for every occurrence of the text, known or not, so that neither batches nor parts
     can change it.
+
+    Args:
+        passage: number of each occurrence's passage (n,).
+        position: of the word's token (n,).
+        word: number of the word (n,).
+        seed: of the run.
+        group: of a passage and group one occurrence becomes a row; the word where not given (n,).
     """
     draws = np.random.default_rng([seed, STREAM]).exponential(size=len(word))
-    count = np.bincount(word, minlength=len(word_concept))
-    return Targets(passage, position, word, word_concept[word], draws * count[word])
+    count = np.bincount(word, minlength=1)
+    return Targets(passage, position, word, word if group is None else group, draws * count[word])
 
 
 def choose(targets: Targets, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One known occurrence per passage and concept.
+    """One known occurrence per passage and group.
 
     Args:
         targets: occurrences.
         known: bool (n,).
 
     Returns:
-        indices into `targets` (rows,), by passage and concept, and the slot of each: its number within its passage.
+        indices into `targets` (rows,), by passage and group, and each row's number in its passage.
     """
-    order = np.lexsort((targets.priority, targets.concept, targets.passage))
+    order = np.lexsort((targets.priority, targets.group, targets.passage))
     order = order[known[order]]
-    passage, concept = targets.passage[order], targets.concept[order]
+    passage, group = targets.passage[order], targets.group[order]
 
     first = np.ones(len(order), bool)
-    first[1:] = (passage[1:] != passage[:-1]) | (concept[1:] != concept[:-1])
+    first[1:] = (passage[1:] != passage[:-1]) | (group[1:] != group[:-1])
     rows = order[first]
 
     starts = np.flatnonzero(np.diff(targets.passage[rows], prepend=-1))

@@ -1,7 +1,13 @@
 """From sums over a text to what is said of a pole and a concept: effects, nulls, p-values.
 
-p is the larger of two Monte Carlo values (Phipson & Smyth 2010), each against a pooled null: the
-statistic under permuted words, and that of moved vectors. Nothing here imports torch.
+p is the larger of two Monte Carlo values (Phipson & Smyth 2010), each against a pooled null:
+
+1. The **effect** against permuted words: is it these words that lose, and not others?
+2. Effect and **timing** against moved vectors: does it matter that this neuron fires, and not
+   another? The timing is the same contrast of the activation before the words; it is what the effect
+   says of the moment, without the noise of all other positions.
+
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from conceptvec.effects.use import Use
 
 PERMUTATIONS = 200
 PERMUTED_POLES = 400  # poles whose statistics make the null of permuted words, at most
-FIRING_FLOOR = 0.1  # of the standard error of firing, after division by its mean
+FIRING_FLOOR = 1.0  # of the standard error of firing, in units of the pole's mean
 CARRIES = 0.1  # share of the concept's effect from which a word carries it
 MAX_Q = 0.05
 
@@ -58,7 +64,13 @@ def joined(parts: Sequence[Columns], n_words: int) -> Columns:
 
 @dataclass(frozen=True)
 class Nulls:
-    """Sorted statistics under the two nulls, and of firing under permuted words."""
+    """Sorted statistics where nothing is there.
+
+    Attributes:
+        words: of the effect, under permuted words.
+        moved: of effect and timing together, of moved vectors.
+        firing: of the timing, under permuted words.
+    """
 
     words: np.ndarray
     moved: np.ndarray
@@ -99,11 +111,15 @@ def statistic(columns: Columns, words: Contrast, prior: float = 0.0) -> np.ndarr
 
 
 def firing_statistic(columns: Columns, words: Contrast) -> np.ndarray:
-    """The studentised contrast of firing, relative to the pole's mean, over all words: (C, P)."""
-    total = columns.firing.sum(0)
-    mean = np.maximum(total / max(len(columns.firing), 1), 1e-12)
-    every_word = Contrast(words.concept, words.against, 1)
-    return studentised(columns.firing / mean, columns.readout, every_word, FIRING_FLOOR).t
+    """The studentised contrast of firing before the same words, relative to its mean: (C, P)."""
+    mean = columns.firing.sum(0) / max(len(columns.firing), 1)
+    relative = columns.firing / np.maximum(mean, 1e-12)
+    return studentised(relative, columns.readout, words, FIRING_FLOOR).t
+
+
+def timed_statistic(columns: Columns, words: Contrast) -> np.ndarray:
+    """Effect and timing together, which are held against moved vectors: (C, P)."""
+    return statistic(columns, words) + firing_statistic(columns, words)
 
 
 def p_against(null: np.ndarray, observed: np.ndarray) -> np.ndarray:
@@ -150,8 +166,9 @@ def uses_of(
     rows = np.arange(len(concepts))
     tested = studentised(columns.mean, columns.readout, words)
     t = tested.t[concepts, rows]
-    p_words, p_moved = p_against(nulls.words, t), p_against(nulls.moved, t)
-    firing_p = p_against(nulls.firing, firing_statistic(columns, words)[concepts, rows])
+    timing = firing_statistic(columns, words)[concepts, rows]
+    p_words, p_moved = p_against(nulls.words, t), p_against(nulls.moved, t + timing)
+    firing_p = p_against(nulls.firing, timing)
     sizes = words.sizes
 
     uses = []

@@ -36,7 +36,7 @@ from conceptvec.effects.significance import (
     cut_off,
     joined,
     permuted_nulls,
-    statistic,
+    timed_statistic,
     uses_of,
 )
 from conceptvec.effects.statistics import Contrast
@@ -345,7 +345,7 @@ class Scan:
         )
         in_null = np.flatnonzero(~self.is_held_out & ~self.is_sampled)
         concepts = self.candidate_concepts[self.moved.pole[in_null]]
-        t = statistic(self.moved_columns.take(in_null), self.contrast)
+        t = timed_statistic(self.moved_columns.take(in_null), self.contrast)
         return Nulls(words, np.sort(t[concepts, np.arange(len(in_null))]), firing)
 
     @cached_property
@@ -428,9 +428,7 @@ def scan_text(
 
     # Which words become targets is settled for the whole text, before it is cut into parts.
     places = occurrences(text.passages, text.words)
-    targets = rows.targets_of(
-        places.passage, places.position, places.word, text.words.word_concept, config.seed
-    )
+    targets = rows.targets_of(places.passage, places.position, places.word, config.seed)
     about = (text.passages.digest, tuple(layers), [pole.id for pole in poles])
     tasks: list[Task] = [
         (

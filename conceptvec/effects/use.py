@@ -22,9 +22,9 @@ class Use:
         words: how many distinct words carry the effect.
         without_strongest_word: `mean` without the word that loses most.
         p_words: against permuted words.
-        p_moved: against vectors under other neurons' firing.
+        p_moved: of effect and timing together, against vectors under other neurons' firing.
         firing_ratio: mean positive activation before words of the concept, over that before others.
-        firing_p: of the firing ratio, against permuted words.
+        firing_p: of the timing, against permuted words.
     """
 
     known_words: int

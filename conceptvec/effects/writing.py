@@ -6,11 +6,7 @@ itself expects. The opening gives a subject, not a sentence to fill in; its toke
 
 The rows of a part are written side by side, one token of each at every step, over the cache of keys
 and values. They all begin at position 0 and nothing is padded: while a row still has tokens of its
-opening to go, these are taken instead of what was drawn.
-
-**Drawing** a token out of 262,144 costs less than the product that gives the logits: they are
-exponentiated in place, summed in blocks, and inverted in two steps, block and then token, each by a
-uniform number of its own. A full cumulative sum would read and write all of it once more, in order.
+opening to go, these are taken instead of what was drawn (`sampling`).
 
 A text **ends** where the model ends it, with any special token; the end is dropped, and so is what
 the row goes on to draw behind it. Every other text is cut after `length` tokens. One more token is
@@ -28,7 +24,7 @@ import numpy as np
 import torch
 
 from conceptvec.effects.passages import Passages
-from conceptvec.model.device import wide_products
+from conceptvec.effects.sampling import UNIFORMS, Draw, drawer
 from conceptvec.model.memory import Batch
 from conceptvec.model.network import check_finite
 
@@ -36,10 +32,6 @@ if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
 LENGTH = 40  # tokens that are written after the longest opening of a part
-BLOCK = 512  # tokens whose probabilities are summed before one of them is drawn
-ROWS_IN_CACHE = (
-    4  # rows of logits that are worked on at a time on a CPU, so that they stay in its cache
-)
 
 
 @dataclass(frozen=True)
@@ -88,10 +80,12 @@ def write(model: Model, part: WrittenPart, continues: np.ndarray, length: int = 
     longest = max(len(opening) for opening in part.openings)
     generator = torch.Generator().manual_seed(part.seed)
     # One more step than tokens that are kept: it shows whether the last word goes on.
-    uniforms = torch.rand(len(part.openings), longest + length + 1, 2, generator=generator)
+    steps = longest + length + 1
+    uniforms = torch.rand(len(part.openings), steps, UNIFORMS, generator=generator)
+    draw = drawer(model)
 
     def compute(rows: slice) -> np.ndarray:
-        return _write_rows(model, part.openings[rows], uniforms[rows])
+        return _write_rows(model, draw, part.openings[rows], uniforms[rows])
 
     batch = Batch(len(part.openings), "texts")
     ids = np.concatenate(batch.map(len(part.openings), compute))
@@ -100,7 +94,7 @@ def write(model: Model, part: WrittenPart, continues: np.ndarray, length: int = 
 
 @torch.inference_mode()
 def _write_rows(
-    model: Model, openings: Sequence[Sequence[int]], uniforms: torch.Tensor
+    model: Model, draw: Draw, openings: Sequence[Sequence[int]], uniforms: torch.Tensor
 ) -> np.ndarray:
     """Every row's opening and what follows: int32 (B, T), all rows of one length."""
     rows, width = len(openings), uniforms.shape[1]
@@ -118,7 +112,7 @@ def _write_rows(
     states = given.new_zeros(0)
     for step in range(shortest, width):
         states = next_states(model, columns, cache)
-        drawn = draw(logits_of(model, states), uniforms[:, step])
+        drawn = draw(states, uniforms[:, step])
         columns.append(torch.where(is_given[:, step], given[:, step], drawn))
     check_finite(states, model.n_layers - 1)
     return torch.stack(columns, 1).cpu().numpy().astype(np.int32)
@@ -135,73 +129,16 @@ def next_states(model: Model, columns: Sequence[torch.Tensor], cache: Any) -> to
 def _cache(model: Model, length: int) -> Any:
     """A cache of keys and values for texts of a length, None where each step reads all of a text.
 
-    A cache that keeps everything is wrong beyond a sliding window in some versions of transformers.
-    No text here is as long as a real model's window of 512 tokens or more; the demo's of 16 is read
-    again and again at little cost.
+    Before transformers 4.53 the cache is wrong beyond a sliding window. A real model's window is
+    longer than any text here; the demo's of 16 tokens is not.
     """
-    from transformers import DynamicCache
+    import transformers
 
+    version = tuple(int(number) for number in transformers.__version__.split(".")[:2])
     window = getattr(model.hf.config.get_text_config(), "sliding_window", None)
-    return DynamicCache() if window is None or length <= window else None
-
-
-def logits_of(model: Model, states: torch.Tensor) -> torch.Tensor:
-    """Unembedding of normalised states (N, H): float32 logits (N, V), also for bfloat16 models."""
-    if states.dtype is torch.float32 and states.device.type != "mps":
-        logits = states @ model.unembedding.T
-    elif wide_products(states.device):
-        logits = torch.mm(states, model.unembedding.T, torch.float32)
-    else:
-        parts = model.unembedding.split(2**14)
-        logits = torch.cat([states.float() @ rows.float().T for rows in parts], 1)
-    return torch.tanh(logits / model.softcap) * model.softcap if model.softcap else logits
-
-
-def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """One token of each row, with the probabilities that the logits stand for.
-
-    Args:
-        logits: float32 (B, V); overwritten.
-        uniforms: numbers in [0, 1): (B, 2), for the block and for the token in it.
-
-    Returns:
-        (B,) token ids. A token of probability 0 is never drawn.
-    """
-    rows, size = logits.shape
-    together = ROWS_IN_CACHE if logits.device.type == "cpu" else rows
-    parts = [_exponentiate(part) for part in logits.split(together)]
-    sums = torch.cat(parts)  # (B, blocks)
-
-    block = _invert(sums, uniforms[:, 0])
-    columns = block[:, None] * BLOCK + torch.arange(BLOCK, device=logits.device)
-    weights = logits.gather(1, columns.clamp(max=size - 1))
-    weights = torch.where(columns < size, weights, 0)
-    return block * BLOCK + _invert(weights, uniforms[:, 1])
-
-
-def _exponentiate(logits: torch.Tensor) -> torch.Tensor:
-    """Logits (b, V) become weights in place, the largest 1; their sums by block: (b, blocks)."""
-    size = logits.shape[1]
-    whole = size // BLOCK * BLOCK
-    logits.sub_(logits.amax(1, keepdim=True)).exp_()
-    sums = logits[:, :whole].unflatten(1, (-1, BLOCK)).sum(2) if whole else logits[:, :0]
-    if whole < size:
-        sums = torch.cat([sums, logits[:, whole:].sum(1, keepdim=True)], 1)
-    return sums
-
-
-def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The index at which the cumulative weights (B, n) pass a share of their sum: (B,).
-
-    Rounding may put the share at the very end, where only weights of 0 are left: the last index
-    that carries any weight is taken then.
-    """
-    cumulative = weights.cumsum(1)
-    share = (uniforms * cumulative[:, -1])[:, None]
-    index = (cumulative <= share).sum(1, dtype=torch.int32)
-    places = torch.arange(weights.shape[1], dtype=torch.int32, device=weights.device)
-    last = torch.where(weights > 0, places, 0).amax(1)
-    return torch.minimum(index, last).long()
+    if version < (4, 53) and window is not None and length > window:
+        return None
+    return transformers.DynamicCache()
 
 
 def _as_passages(

@@ -11,6 +11,7 @@ import torch
 from conceptvec.extraction.poles import Projections
 from conceptvec.model.reference import agreement, exact_readouts
 from conceptvec.model.weights import Weights
+from conceptvec.streams import rng
 
 READOUT = 1e-4  # allowed difference of readouts, relative to the largest of the row
 LAYERS = 32  # that are looked at, at most
@@ -32,9 +33,9 @@ def projection_agreement(
     Raises:
         RunError: the values differ, or a token that belongs to a pole was left out.
     """
-    rng = np.random.default_rng([seed, 21])
+    stream = rng(seed, "projection agreement")
     every = -(-len(layers) // LAYERS)
-    rows = [(layer, int(rng.integers(len(layer.neurons)))) for layer in layers[::every]]
+    rows = [(layer, int(stream.integers(len(layer.neurons)))) for layer in layers[::every]]
     difference = readout_difference(model, rows, np.flatnonzero(~masked), fold)
     unit = "relative to the largest readout of the row"
     return agreement("projection", len(rows), difference, READOUT, unit, model.device)

@@ -1,5 +1,5 @@
 // The two inner loops of the exact projection on a CPU: one pass over a chunk of readouts, and exact dot products.
-// `scan.py` has the same in PyTorch, which the tests hold these against. Built by `compiled.py`.
+// `sweep.py` has the same in PyTorch, which the tests hold these against. Built by `fast.py`.
 
 #include <algorithm>
 #include <cstdint>

@@ -1,8 +1,8 @@
 """The two poles of every neuron of a layer: what its value vector promotes, and what it suppresses.
 
-For neuron j of layer ℓ the readout is ``z_t = E_t · (s_ℓ ⊙ d_j)`` with the unembedding rows E_t and the folded norm
-weights s_ℓ (`Weights.fold_scale`): the direct path's ranking of tokens, since both RMS divisors are positive scalars.
-`projection` does the arithmetic.
+For neuron j of layer ℓ the readout is ``z_t = E_t · (s_ℓ ⊙ d_j)`` with the unembedding rows E_t and
+the folded norm weights s_ℓ (`Weights.fold_scale`): the direct path's ranking of tokens, since both
+RMS divisors are positive scalars. `projection` does the arithmetic.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from conceptvec.extraction.projection import Projector
+from conceptvec.files import Arrays
 from conceptvec.model.vocabulary import masked_tokens, token_texts
 from conceptvec.model.weights import Weights
-from conceptvec.runfolder import Arrays
+from conceptvec.streams import rng, torch_rng
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def sample_neurons(
     """
     if max_vectors is None or max_vectors >= intermediate_size:
         return np.arange(intermediate_size, dtype=np.int32)
-    rng = np.random.default_rng([seed, layer, 1])
-    sample = rng.choice(intermediate_size, max_vectors, replace=False)
+    stream = rng(seed, "neurons", layer)
+    sample = stream.choice(intermediate_size, max_vectors, replace=False)
     return np.sort(sample).astype(np.int32)
 
 
@@ -117,6 +118,6 @@ def null_directions(model: Weights, layer: int, fold: str, n: int, seed: int) ->
     for nothing.
     """
     size = model.intermediate_size
-    rng = torch.Generator().manual_seed((seed * 100_003 + layer * 17 + 3) % 2**63)
-    mixture = torch.randn(n, size, generator=rng) / math.sqrt(size)
+    stream = torch_rng(seed, "null directions", layer)
+    mixture = torch.randn(n, size, generator=stream) / math.sqrt(size)
     return mixture.to(model.device) @ model.readout_directions(layer, fold)

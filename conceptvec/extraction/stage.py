@@ -1,8 +1,8 @@
 """Stage 1: project every value vector onto the vocabulary, exactly, and keep the two poles.
 
-No forward pass is needed for it, so the model may be a loaded `Model` or `Weights`, which streams the layers from
-disk; with the latter the activations are not measured. This module alone knows the configuration and the run folder:
-`poles` projects, `activations` measures, `agreement` checks.
+No forward pass is needed for it, so the model may be a loaded `Model` or `Weights`, which streams
+the layers from disk. This module alone knows the configuration and the run folder: `poles`
+projects, `agreement` checks.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class Candidates:
         return sum(len(layer.neurons) for layer in self.layers)
 
     def passing(self, projections: Projections, min_kurtosis: float | None) -> np.ndarray:
-        """The stated filter, bool (n,): the vector is not zero, its readout no flatter than asked."""
+        """The stated filter, bool (n,).
+
+        The vector is not zero, and its readout is no flatter than asked.
+        """
         passing = projections.norms > 0
         if min_kurtosis is None:
             return passing

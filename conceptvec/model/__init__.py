@@ -1,1 +1,1 @@
-"""The model: its files, device and precision, value vectors and vocabulary, and the forward pass."""
+"""The model: files, device and precision, value vectors and vocabulary, the forward pass."""

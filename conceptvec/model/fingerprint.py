@@ -1,4 +1,4 @@
-"""A model's fingerprint: SHA-256 over all that decides a result, the same however the weights were read."""
+"""A model's fingerprint: SHA-256 over all that decides a result, however it was read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Memory: what is there, and batches that halve themselves when it runs out.
 
-Results do not depend on how rows are cut into batches, up to the rounding of the matrix products (a part of a run is
-always measured whole, and its values are kept to six significant digits).
+Results do not depend on how rows are cut into batches, up to the rounding of the matrix products
+(a part of a run is always measured whole, and its values are kept to six significant digits).
 """
 
 from __future__ import annotations
@@ -17,9 +17,20 @@ from conceptvec.errors import RunError, first_line
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 MARKS = (
-    "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory",
-    "cublas_status_alloc_failed", "invalid buffer size",
-)  # fmt: skip
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "cublas_status_alloc_failed",
+    "invalid buffer size",
+)
+CGROUPS = (  # what a container may use, and uses
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -47,14 +58,16 @@ class Batch:
         out: list[T] = []
         start = 0
         while start < n:
-            out.append(
-                self.run(lambda size, start=start: compute(slice(start, min(start + size, n))))
-            )
+
+            def batch(size: int, start: int = start) -> T:
+                return compute(slice(start, min(start + size, n)))
+
+            out.append(self.run(batch))
             start += self.size  # the one that succeeded
         return out
 
     def run(self, compute: Callable[[int], T]) -> T:
-        """`compute` with the batch size, again from the start with half of it where memory runs out.
+        """`compute` with the batch size, again with half of it where memory runs out.
 
         Raises:
             RunError: not even one row fits into memory.
@@ -64,23 +77,19 @@ class Batch:
                 return compute(self.size)
             except (RuntimeError, MemoryError) as error:
                 reason = _reason(error)
-            self._halve(
-                reason
-            )  # outside of the handler: the traceback no longer holds the failed batch's tensors
+            # Outside of the handler: the traceback no longer holds the failed batch's tensors.
+            self._halve(reason)
 
     def _halve(self, reason: str) -> None:
         if self.size <= 1:
             raise RunError(
-                f"out of memory with one of the {self.what} at a time ({reason}). Close other programs, or run again "
-                "with --device cpu, --dtype bfloat16 or a smaller model; what was finished is kept."
+                f"out of memory with one of the {self.what} at a time ({reason}). Close other "
+                "programs, or run again with --device cpu, --dtype bfloat16 or a smaller model; "
+                "what was finished is kept."
             )
         tried, self.size = self.size, self.size // 2
-        logger.warning(
-            "out of memory: going on with %d instead of %d %s at a time",
-            self.size,
-            tried,
-            self.what,
-        )
+        said = "out of memory: going on with %d instead of %d %s at a time"
+        logger.warning(said, self.size, tried, self.what)
         empty_caches()
 
 
@@ -106,21 +115,19 @@ def empty_caches() -> None:
 
 
 def available_memory() -> int:
-    """Main memory that this process may still take, in bytes: the machine's, or less in a container."""
+    """Main memory that this process may still take, in bytes.
+
+    The machine's, or less in a container.
+    """
     import psutil
 
     free = psutil.virtual_memory().available
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
+    for limit, used in CGROUPS:
         try:
-            free = min(free, max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
+            left = int(Path(limit).read_text()) - int(Path(used).read_text())
         except (OSError, ValueError):  # no such limit here
             continue
+        free = min(free, max(0, left))
     return free
 
 

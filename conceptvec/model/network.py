@@ -1,7 +1,7 @@
 """The loaded model: the weights and the network around them, from tokens to logits.
 
-`Model` is `Weights` with a forward pass: the decoder and its layers, the tokens of a text, what a layer's MLP
-writes, and the logits of states of the residual stream.
+`Model` is `Weights` with a forward pass: the decoder and its layers, the tokens of a text, what a
+layer's MLP writes, and the logits of states of the residual stream.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The slow and exact way, which shares nothing with the fast paths: float64 on the CPU.
 
-Devices have returned wrong products without an error, so a sample of every run's own rows is computed a second time:
-readouts against the whole vocabulary (`exact_readouts`), and an ordinary forward pass by transformers itself, layer
-by layer, with a really edited weight column (`reference`). RMSNorm and softmax of transformers compute in float32
-even then. `agreement` says how far the run's own figures are from it.
+Devices have returned wrong products without an error, so a sample of every run's own rows is
+computed a second time: readouts against the whole vocabulary (`exact_readouts`), and an ordinary
+forward pass by transformers itself, layer by layer, with a really edited weight column
+(`reference`). RMSNorm and softmax of transformers compute in float32 even then. `agreement` says
+how far the run's own figures are from it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""What the weights alone say: value vectors, norms, unembedding and vocabulary, without a forward pass.
+"""What the weights alone say: value vectors, norms, unembedding, without a forward pass.
 
-The projection takes ``down_proj`` of one layer at a time, the norms and the unembedding. `Weights` has them from
-any `TensorSource`: `load_weights` streams a checkpoint's files, which needs the memory of the unembedding in the
-precision of the file and of one layer's matrix; `network.Model` adds the network that is loaded.
-Dimensions are always read from the tensors and the configuration that comes with them.
+The projection takes ``down_proj`` of one layer at a time, the norms and the unembedding. `Weights`
+has them from any `TensorSource`: `load_weights` streams a checkpoint's files, which needs the
+memory of the unembedding in the precision of the file and of one layer's matrix; `network.Model`
+adds the network that is loaded. Dimensions are always read from the tensors and the configuration
+that comes with them.
 """
 
 from __future__ import annotations

@@ -19,14 +19,13 @@ import numpy as np
 import torch
 
 from conceptvec.effects.gradients import LOGIT_ROWS, TOKENS, Gradients
-from conceptvec.effects.moved import draw_moved, draws_for
+from conceptvec.effects.moved import draw_moved, draw_poles, draws_for, side_by_side
 from conceptvec.effects.passages import Passages
 from conceptvec.effects.rows import Targets, targets_of
-from conceptvec.effects.stage import HELD_OUT
+from conceptvec.effects.stage import HELD_OUT, SAMPLE, SAMPLE_DRAWS
 from conceptvec.effects.writing import WrittenPart, write
 from conceptvec.errors import RunError
 from conceptvec.model.device import now
-from conceptvec.records import Pole
 from conceptvec.tools.bench_model import (
     BOS,
     FIRST_WORD,
@@ -115,7 +114,7 @@ def bench_scan(
         "tokens_scanned": len(text.ids),
         "tokens_written": texts * NEW_TOKENS,
         "words": len(targets),
-        "moved": len(gradients.moved),
+        "moved": gradients.n_moved,
         "spread": max(max(times) / min(times) - 1 for times in seconds.values()),
         "repeats": repeats,
         "dtype": dtype,
@@ -133,21 +132,23 @@ def _targets(text: Passages) -> Targets:
     position = np.arange(len(text.ids)) - text.starts[passage]
     chosen = np.flatnonzero((position >= 2) & (stream.random(len(position)) < WORD_SHARE))
     word = stream.integers(0, CONCEPTS * WORDS_OF_ONE, len(chosen))
-    word_concept = np.repeat(np.arange(CONCEPTS), WORDS_OF_ONE)
-    return targets_of(passage[chosen], position[chosen], word, word_concept, seed=0)
+    return targets_of(passage[chosen], position[chosen], word, seed=0)
 
 
 def _gradients(model: Model) -> Gradients:
-    """The scan of all layers, with moved vectors as in a run; no token stands above a word."""
-    stream = np.random.default_rng(34)
-    layers = stream.integers(0, model.n_layers, CANDIDATES)
-    neurons = stream.integers(0, model.intermediate_size, CANDIDATES)
-    pairs = sorted(set(zip(layers.tolist(), neurons.tolist(), strict=True)))
-    poles = [Pole(layer, neuron, "+") for layer, neuron in pairs]
-    draws = draws_for(len(poles)) + HELD_OUT
-    moved = draw_moved(poles, draws, model.intermediate_size, set(pairs), seed=0)
+    """The scan of all layers, with as many moved vectors as a run's; every word counts as known."""
+    layers, neurons = range(model.n_layers), model.intermediate_size
+    candidates = draw_poles(CANDIDATES, layers, neurons, seed=34)
+    sample = draw_poles(SAMPLE, layers, neurons, seed=0)
+    taken = {(pole.layer, pole.neuron) for pole in candidates}
+    draws = draws_for(len(candidates)) + HELD_OUT
+    moved = side_by_side(
+        draw_moved(candidates, draws, neurons, taken, seed=0),
+        draw_moved(sample, SAMPLE_DRAWS + HELD_OUT, neurons, taken, seed=0),
+        len(candidates),
+    )
     every_token = torch.ones(model.vocab_size, dtype=torch.bool)
-    return Gradients(model, range(model.n_layers), every_token, moved)
+    return Gradients(model, layers, every_token, moved)
 
 
 def _scan(gradients: Gradients, text: Passages, targets: Targets) -> np.ndarray:

@@ -185,8 +185,8 @@ def _largest_difference(case: Case) -> float:
             expected = {"clean": log_p[0], "zero": log_p[1], "mean": log_p[-1]}
             expected["rotate"] = log_p[2:-1].mean(0)
             for kind, values in expected.items():
-                found = measured.clean if kind == "clean" else measured.damaged[kind]
-                differences.append(float(np.abs(found - values).max()))
+                by_engine = measured.clean if kind == "clean" else measured.damaged[kind]
+                differences.append(float(np.abs(by_engine - values).max()))
     largest = max(differences)
     if not largest <= TOLERANCE[case.setting.model.dtype]:
         raise RunError(

@@ -25,6 +25,7 @@ from conceptvec.validation.stage import run_on
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
+MOST_PLANTED = 0.5  # of a layer's neurons
 LOOKED_AT = 64  # passages from which it is told which neurons write least
 
 
@@ -123,6 +124,13 @@ def survey(model: Model, config: Config, parts: Parts) -> Ground:
         raise RequestError(
             f"calibrate: nothing can be planted for any of {len(not_planted)} concepts ({name}: "
             f"{reason}); give more --corpus-tokens, another --corpus or other --concepts"
+        )
+    # Controls and random neurons stand on what is left of a layer.
+    most = int(model.intermediate_size * MOST_PLANTED)
+    if len(before_words) > most:
+        raise RequestError(
+            f"calibrate: {len(before_words)} concepts to plant for, expected at most {most} of "
+            f"the {model.intermediate_size} neurons of a layer; give fewer --concepts"
         )
     hashes = text_hashes(text.passages)
     return Ground(model, text, run, masked, hashes, before_words, not_planted)

@@ -146,7 +146,7 @@ def plant_all(
     """
     model, later = ground.model, ground.not_first
     plants, positions = [], []
-    for concept, neuron in zip(ground.concepts, places, strict=False):
+    for concept, neuron in zip(ground.concepts, places[: len(ground.concepts)], strict=True):
         of_concept = ground.before_words[concept]
         is_other = later.copy()
         is_other[of_concept] = False

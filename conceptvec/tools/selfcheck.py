@@ -158,7 +158,7 @@ def gradient_difference(model: Model, seed: int) -> float:
     """
     text = _likely_text(model, seed)
     one, last = np.zeros(1, np.int64), np.array([len(text) - 1])
-    targets = rows.targets_of(one, last, one, np.zeros(1, np.int32), seed)
+    targets = rows.targets_of(one, last, one, seed)
     nothing = draw_moved([], 0, model.intermediate_size, set(), seed)
     everything = torch.zeros(model.vocab_size, dtype=torch.bool)
     gradients = Gradients(model, range(model.n_layers), everything, nothing)

@@ -123,7 +123,7 @@ def rate(tested: Sequence[Tested], concepts: Sequence[str]) -> dict[str, Any]:
 
 
 def _point(control: Tested, concepts: Sequence[str]) -> dict[str, Any]:
-    subject, primary = control.subject, control.drops["zero"]
+    subject, primary = control.subject, next(iter(control.drops.values()))
     return {
         "id": subject.id,
         "in_place_of": f"L{subject.layer:02d}_N{subject.neuron:04d}" if subject.moved else None,

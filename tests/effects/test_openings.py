@@ -16,8 +16,10 @@ from conceptvec.effects.openings import (
     opening_words,
     openings_needed,
     second_round,
+    tokens_to_ask,
     usable_words,
 )
+from conceptvec.effects.passages import Passages
 from conceptvec.effects.target_words import TargetWords, token_pieces
 from conceptvec.effects.writing import LENGTH
 from conceptvec.errors import RequestError
@@ -215,3 +217,30 @@ def test_larger_models_get_less_text(device):
 def test_the_270m_gets_what_a_stable_count_needs():
     # 116,000 tokens gave a stable count of used candidates, 58,000 did not.
     assert 100_000 <= default_tokens(100_300_000, 262_144 * 640, "cpu") <= 120_000
+
+
+def texts_of(length: int, count: int) -> Passages:
+    """Texts that each hold `length` tokens behind an opening of two."""
+    passages = [[2, 9, *[10] * length]] * count
+    return Passages.of_lists(passages, [2] * count, list(range(count)))
+
+
+def test_nothing_more_is_asked_for_where_nearly_all_is_there():
+    assert tokens_to_ask(100 * LENGTH, texts_of(LENGTH - 1, 100)) == 0
+
+
+def test_texts_of_half_the_length_are_made_up_for_by_as_many_again():
+    assert tokens_to_ask(100 * LENGTH, texts_of(LENGTH // 2, 100)) == 100 * LENGTH
+
+
+def test_texts_that_were_left_out_count_as_empty():
+    # 80 texts of full length and 20 that ended at once: 25 more make up for 20.
+    assert tokens_to_ask(100 * LENGTH, texts_of(LENGTH, 80)) == 25 * LENGTH
+
+
+def test_no_more_than_as_much_again_is_asked_for():
+    assert tokens_to_ask(100 * LENGTH, texts_of(1, 100)) == 100 * LENGTH
+
+
+def test_a_model_that_writes_nothing_is_not_asked_again():
+    assert tokens_to_ask(100 * LENGTH, texts_of(1, 0)) == 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conceptvec.effects.passages import Passages, cut, empty_opening, joined, start_of_text
@@ -12,6 +12,8 @@ BOS = 2
 V = 50
 CONTINUES = np.arange(V) % 3 == 0  # every third token goes on with a word
 
+# A loaded machine may take its time over an example.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 token_lists = st.lists(st.integers(3, V - 1), max_size=60)
 
 
@@ -58,12 +60,14 @@ def test_taken_passages_keep_their_documents():
     assert taken.documents.tolist() == [4, 0]
 
 
+@unhurried
 @given(token_lists, st.integers(3, 20))
 def test_cutting_loses_and_repeats_nothing(ids, longest):
     pieces = cut(ids, [BOS], CONTINUES, longest)
     assert [token for piece in pieces for token in piece[1:]] == ids
 
 
+@unhurried
 @given(token_lists, st.integers(3, 20))
 def test_every_piece_begins_with_the_start_and_fits(ids, longest):
     for piece in cut(ids, [BOS], CONTINUES, longest):
@@ -71,6 +75,7 @@ def test_every_piece_begins_with_the_start_and_fits(ids, longest):
         assert 1 < len(piece) <= longest
 
 
+@unhurried
 @given(token_lists, st.integers(4, 20))
 def test_no_word_is_cut_in_two_unless_it_fills_a_passage(ids, longest):
     pieces = cut(ids, [BOS], CONTINUES, longest)

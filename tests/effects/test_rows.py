@@ -21,18 +21,18 @@ occurrences = st.lists(occurrence, unique_by=lambda x: x[:2], max_size=40)
 def targets(found: list[tuple[int, int, int, bool]], seed: int = 0) -> tuple[Targets, np.ndarray]:
     columns = np.array(sorted(found), int).reshape(-1, 4).T
     passage, position, word, known = columns
-    return targets_of(passage, position, word, WORD_CONCEPT, seed), known.astype(bool)
+    return targets_of(passage, position, word, seed, WORD_CONCEPT[word]), known.astype(bool)
 
 
 @given(occurrences)
 @settings(max_examples=60, deadline=None)
-def test_one_known_word_per_passage_and_concept(found: list) -> None:
+def test_one_known_word_per_passage_and_group(found: list) -> None:
     given_targets, known = targets(found)
     chosen, slot = rows.choose(given_targets, known)
-    pairs = list(zip(given_targets.passage[chosen], given_targets.concept[chosen], strict=True))
+    pairs = list(zip(given_targets.passage[chosen], given_targets.group[chosen], strict=True))
     wanted = {
         (p, c)
-        for p, c, k in zip(given_targets.passage, given_targets.concept, known, strict=True)
+        for p, c, k in zip(given_targets.passage, given_targets.group, known, strict=True)
         if k
     }
     assert len(pairs) == len(set(pairs))
@@ -81,7 +81,7 @@ def test_rare_words_are_preferred() -> None:
     position = np.tile([1, 2], 2000)
     word = np.tile([0, 0], 2000)
     word[1::20] = 3
-    given_targets = targets_of(passage, position, word, WORD_CONCEPT, 0)
+    given_targets = targets_of(passage, position, word, 0, WORD_CONCEPT[word])
     chosen, _ = rows.choose(given_targets, np.ones(4000, bool))
     # 200 of 4,000 against 3,800: nineteen times in twenty.
     assert 180 <= (given_targets.word[chosen] == 3).sum() < 200
@@ -94,3 +94,12 @@ def test_the_draw_follows_the_seed() -> None:
     other, _ = targets(found, 2)
     assert np.array_equal(rows.choose(first, known)[0], rows.choose(again, known)[0])
     assert not np.array_equal(rows.choose(first, known)[0], rows.choose(other, known)[0])
+
+
+def test_without_groups_every_word_of_a_passage_is_a_row() -> None:
+    passage, position = np.zeros(5, int), np.arange(1, 6)
+    word = np.array([3, 5, 3, 0, 3])
+    given_targets = targets_of(passage, position, word, 0)
+    chosen, slot = rows.choose(given_targets, np.ones(5, bool))
+    assert sorted(word[chosen].tolist()) == [0, 3, 5]
+    assert sorted(slot.tolist()) == [0, 1, 2]

@@ -5,18 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conceptvec.effects.passages import Passages
 from conceptvec.effects.writing import (
-    BLOCK,
     WrittenPart,
     _as_passages,
     _cache,
-    draw,
     ending_tokens,
-    logits_of,
     next_states,
     part_seed,
     write,
@@ -34,58 +29,6 @@ def exact(family: str = "gemma3_text", **changes):
     return wrap(make_hf(family, **changes).double(), family)
 
 
-def counts(logits: torch.Tensor, n: int, seed: int = 0) -> np.ndarray:
-    """How often each token comes out of n draws from one row of logits."""
-    uniforms = torch.rand(n, 2, generator=torch.Generator().manual_seed(seed))
-    tokens = draw(logits.repeat(n, 1), uniforms)
-    return np.bincount(tokens.numpy(), minlength=len(logits))
-
-
-@pytest.mark.parametrize("size", [7, BLOCK, BLOCK + 1, 3 * BLOCK - 5])
-def test_tokens_are_drawn_with_their_probabilities(size):
-    n = 4000
-    logits = torch.randn(size, generator=torch.Generator().manual_seed(1)) * 3
-    expected = n * torch.softmax(logits.double(), 0).numpy()
-    frequent = expected > 5
-    observed = counts(logits, n)
-    chi2 = ((observed - expected)[frequent] ** 2 / expected[frequent]).sum()
-    # Mean and standard deviation of χ² are its degrees of freedom and √(2·df).
-    degrees = frequent.sum()
-    assert abs(chi2 - degrees) < 5 * np.sqrt(2 * degrees)
-
-
-def test_drawing_inverts_the_cumulative_distribution_in_order():
-    logits = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4]]))
-    grid = (torch.arange(1000) + 0.5) / 1000
-    uniforms = torch.stack([torch.zeros(1000), grid], 1)
-    tokens = draw(logits.repeat(1000, 1), uniforms)
-    assert torch.equal(tokens, tokens.sort().values)
-    assert np.bincount(tokens.numpy()).tolist() == [100, 200, 300, 400]
-
-
-@settings(deadline=None)
-@given(
-    st.integers(1, 3 * BLOCK),
-    st.integers(0, 2**32),
-    st.sampled_from([0.0, 0.5, 1 - 2**-24]),
-    st.sampled_from([0.0, 0.5, 1 - 2**-24]),
-)
-def test_a_token_without_probability_is_never_drawn(size, seed, first, second):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(1, size, generator=generator) * 5
-    possible = torch.rand(size, generator=generator) < 0.1
-    possible[int(torch.randint(size, (1,), generator=generator))] = True
-    logits[:, ~possible] = -torch.inf
-    token = draw(logits, torch.tensor([[first, second]]))
-    assert possible[token].all()
-
-
-def test_large_logits_do_not_overflow():
-    logits = torch.tensor([[1000.0, 0.0, 999.0]])
-    tokens = draw(logits.repeat(2, 1), torch.tensor([[0.0, 0.0], [0.0, 0.99]]))
-    assert tokens.tolist() == [0, 2]
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("window", [4, 64])
 def test_every_step_sees_the_whole_text(family, window):
@@ -99,25 +42,6 @@ def test_every_step_sees_the_whole_text(family, window):
         for step in range(3, ids.shape[1]):
             states = next_states(model, ids[:, :step].unbind(1), cache)
             torch.testing.assert_close(states, expected[:, step - 1], rtol=1e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_those_of_the_model(family):
-    model = exact(family)
-    ids = torch.randint(9, 200, (2, 5), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        states = model.decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
-        expected = model.hf(input_ids=ids).logits[:, -1]
-        torch.testing.assert_close(logits_of(model, states), expected.float())
-
-
-def test_bfloat16_models_give_float32_logits():
-    model = wrap(make_hf().bfloat16())
-    states = torch.randn(2, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
-    expected = states.double() @ model.unembedding.double().T
-    logits = logits_of(model, states)
-    assert logits.dtype is torch.float32
-    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_first_tokens_have_the_models_probabilities():

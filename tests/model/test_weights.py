@@ -192,6 +192,7 @@ def test_a_folder_without_safetensors_is_a_bad_request(load, tmp_path: Path) -> 
         load(Config(model=str(tmp_path), device="cpu"))
 
 
+@pytest.mark.whole
 def test_stage_1_alone_loads_no_model(tmp_path: Path, monkeypatch) -> None:
     save(make_hf(), tmp_path / "model")
     out = str(tmp_path / "run")
@@ -204,6 +205,7 @@ def test_stage_1_alone_loads_no_model(tmp_path: Path, monkeypatch) -> None:
     assert not (tmp_path / "run" / "activations.safetensors").exists()
 
 
+@pytest.mark.whole
 def test_stage_1_alone_is_resumed_by_a_longer_run(tmp_path: Path, monkeypatch) -> None:
     save(make_hf(), tmp_path / "model")
     options = {"model": str(tmp_path / "model"), "device": "cpu", "out": str(tmp_path / "run")}

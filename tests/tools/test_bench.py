@@ -11,6 +11,7 @@ import torch
 
 from conceptvec.cli import main
 from conceptvec.errors import RunError
+from conceptvec.extraction import fast, projection
 from conceptvec.tools import bench, bench_scan, bench_validation
 from conceptvec.tools.bench_model import random_model, random_passages
 from conceptvec.validation.engine import Engine
@@ -105,3 +106,26 @@ def test_the_command_takes_scan_as_a_part(monkeypatch: Any, capsys: Any) -> None
     assert json.loads(capsys.readouterr().out) == {"scan": {"ratio_to_forward": 3.0}}
     assert main(["bench", "--parts", "scans"]) == 2
     assert "projection, scoring, scan, validation" in capsys.readouterr().err
+
+
+def test_every_variant_of_the_projection_is_compared(monkeypatch: Any, capsys: Any) -> None:
+    argv = ["bench", "--device", "cpu", "--parts", "projection", "--vectors", "7"]
+    for name, value in (("VOCABULARY", 3000), ("HIDDEN", 32), ("REPEATS", 2)):
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(projection, "LARGE", 0)
+    assert main([*argv, "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["projection"]
+    assert measured["compiled"] == (fast.library() is not None)
+    assert ("plain" in measured) == measured["compiled"]
+    assert ("float32" in measured) == (measured["precision"] == "bfloat16")
+
+    variants = [measured, *(measured[name] for name in ("float32", "plain") if name in measured)]
+    for variant in variants:
+        seconds = variant["seconds_ours"]
+        assert variant["ratio_to_gemm"] == seconds / variant["seconds_gemm"] > 0
+        assert variant["full_scale_seconds"] == pytest.approx(seconds / 7 * 26 * 6912)
+        naive = measured["seconds_naive"] * 14
+        assert variant["speedup_over_naive"] == pytest.approx(naive / seconds)
+
+    assert main(argv) == 0
+    assert capsys.readouterr().out.count("ratio_to_gemm") == len(variants)

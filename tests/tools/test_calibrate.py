@@ -18,6 +18,7 @@ from conceptvec.errors import RequestError
 from conceptvec.runfolder import Parts, RunFolder
 from conceptvec.show.figures import calibration
 from conceptvec.tools import calibrate as module
+from conceptvec.tools import ground as ground_module
 from conceptvec.tools.calibrate import calibrate, calibration_table, check_folder
 from conceptvec.tools.ground import planting_layers, quietest, survey
 from conceptvec.tools.rounds import Options, random_candidates
@@ -158,6 +159,17 @@ def test_a_vocabulary_of_its_own_has_nothing_to_compare_with(tmp_path: Path) -> 
     model = wrap(make_hf())
     with pytest.raises(RequestError, match="no other concept has known words"):
         calibrate(model, alone, Options(1, 8, (WORTH,)))
+
+
+def test_more_concepts_than_a_layer_holds_are_refused(
+    demo: Any, config: Config, monkeypatch: Any
+) -> None:
+    """Without neurons that are left to the controls nothing could come out as used."""
+    monkeypatch.setattr(ground_module, "MOST_PLANTED", 0.2)
+    with pytest.raises(
+        RequestError, match="12 concepts to plant for, expected at most 8 of the 40"
+    ):
+        calibrate(demo, config, Options(1, 8, (WORTH,)))
 
 
 def test_plants_stand_in_the_upper_half_and_below_the_last_layer() -> None:

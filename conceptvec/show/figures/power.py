@@ -34,16 +34,15 @@ def _power(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     _with_intervals(axes, worth, rates, [row["ci95"] for row in rows], GREEN)
     for row in rows:
         text = f"{row['validated']} of {row['planted']}"
-        is_low = row["rate"] < 0.5
-        note(axes, text, (row["effect"], row["rate"]), (6, 6 if is_low else -12))
+        note(axes, text, (row["effect"], row["rate"]), (6, -12))
     axes.axvline(RULE.drop, color=INK, ls=":", lw=0.8)
-    note(axes, "floor", (RULE.drop, 0.5), (3, 0))
+    note(axes, "floor", (RULE.drop, 0.9), (3, 0))
     axes.set_xscale("log")
     axes.set_xticks(worth, [f"{x:g}" for x in worth])
     axes.minorticks_off()
     axes.set_xlabel("worth of a planted vector (nats)")
     axes.set_ylabel("validated (share)")
-    axes.set_ylim(-0.05, 1.05)
+    axes.set_ylim(-0.08, 1.05)
     axes.margins(x=0.15)
 
 

@@ -1,0 +1,91 @@
+"""Files on disk: arrays as safetensors, and files that are there completely or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conceptvec.errors import RunError
+
+Arrays = dict[str, Any]  # numpy arrays, and plain values under names that end in `JSON`
+JSON = "_json"
+
+
+def pack(arrays: Arrays) -> bytes:
+    """Arrays as the content of a safetensors file."""
+    from safetensors.numpy import save
+
+    return save({name: _as_array(name, value) for name, value in arrays.items()})
+
+
+def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
+    if name.endswith(JSON):
+        return np.frombuffer(json.dumps(value).encode(), np.uint8)
+    return np.ascontiguousarray(value)
+
+
+def unpack(content: bytes) -> Arrays:
+    """The inverse of `pack`.
+
+    Raises:
+        ValueError: the content was not made by it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        arrays: Arrays = load(content)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    for name, values in arrays.items():
+        if name.endswith(JSON):
+            arrays[name] = json.loads(values.tobytes().decode())
+    return arrays
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_part(path: Path, expected: str) -> Arrays | None:
+    """The arrays of a file, if it is there and its `digest` is the one that is expected."""
+    try:
+        content = path.read_bytes()
+        return unpack(content) if digest(content) == expected else None
+    except (OSError, ValueError):
+        return None
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it is there completely or not at all.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written; what was there is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """What to say of a file or folder that cannot be written."""
+    return RunError(
+        f"{path} could not be written ({error.strerror or error}); what was finished is kept. "
+        "Make room or give another --out, then run the same command again."
+    )
