@@ -55,7 +55,7 @@ def run(config: Config) -> Results:
     parts = open_run(model, config)
     load = round(time.perf_counter() - start, 3)
     candidates = extract(model, config, parts)
-    scored = score(candidates, model, config) if 2 in config.stages else None
+    scored = score(candidates, model, config, parts) if 2 in config.stages else None
     if scored is not None and network is not None:
         results = validate(scored, network, config, parts)
     else:

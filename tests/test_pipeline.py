@@ -135,7 +135,7 @@ def test_random_weights_validate_nothing(tmp_path: Path) -> None:
         transformers.AutoConfig.from_pretrained(folder)
     )
     hf.save_pretrained(folder)
-    conceptvec("run", "--model", folder, "--device", "cpu", "--score-threshold", "0.2",
+    conceptvec("run", "--model", folder, "--device", "cpu", "--score-threshold", "0.001",
                "--out", tmp_path / "run")  # fmt: skip
     stats = cv.load_results(tmp_path / "run")["pipeline_stats"]
     assert stats["tested_vectors"] >= 5  # the low threshold gives Stage 3 something to refuse
@@ -163,7 +163,7 @@ def own_concepts(folder: Path) -> Path:
 def test_own_model_and_concepts_twice_the_same(tiny_folder: Path, tmp_path: Path) -> None:
     concepts = own_concepts(tmp_path)
     for name in ("one", "two"):
-        conceptvec("run", "--model", tiny_folder, "--concepts", concepts, "--device", "cpu", "--score-threshold", "0.1",
+        conceptvec("run", "--model", tiny_folder, "--concepts", concepts, "--device", "cpu", "--score-threshold", "0.001",
                    "--corpus-tokens", "4000", "--out", tmp_path / name)  # fmt: skip
     one, two = (lasting(tmp_path / name / RESULTS) for name in ("one", "two"))
     assert one["pipeline_stats"]["tested_vectors"] > 0
@@ -173,7 +173,7 @@ def test_own_model_and_concepts_twice_the_same(tiny_folder: Path, tmp_path: Path
 
 
 def test_stages_by_hand_are_the_run(tiny_folder: Path, tmp_path: Path) -> None:
-    config = cv.Config(model=str(tiny_folder), concepts=str(own_concepts(tmp_path)), device="cpu", score_threshold=0.1,
+    config = cv.Config(model=str(tiny_folder), concepts=str(own_concepts(tmp_path)), device="cpu", score_threshold=0.001,
                        corpus_tokens=4000, out=str(tmp_path / "run"))  # fmt: skip
     model = cv.load_model(config)
     by_hand = cv.validate(cv.score(cv.extract(model, config), model, config), model, config)

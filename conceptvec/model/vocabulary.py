@@ -1,7 +1,8 @@
 """Which rows of the unembedding may be shown, and how a token is written.
 
-Masked are rows that cannot be shown or were never trained: special tokens, ``<unusedN>``, byte tokens, ids beyond the
-tokenizer or the matrix, and rows whose norm is below a tenth of the median norm.
+Masked are rows that cannot be shown or were never trained: special tokens, ``<unusedN>``, byte
+tokens and bytes that are no text, ids beyond the tokenizer or the matrix, and rows whose norm is
+below a tenth of the median norm.
 """
 
 from __future__ import annotations
@@ -14,14 +15,45 @@ from conceptvec.errors import RequestError
 from conceptvec.model.weights import Weights
 
 LOW_NORM = 0.1  # share of the median row norm under which a row counts as untrained
-_HIDDEN = re.compile(r"<(0x[0-9A-F]{2}|unused\d+)>")
+_HIDDEN = re.compile(r"(<0x[0-9A-F]{2}>)+|<unused\d+>")
+_BYTE = re.compile("[\udc80-\udcff]")  # as Python writes a byte that is no text
 
 
 def token_texts(model: Weights) -> list[str]:
-    """All tokens as the tokenizer writes them, ▁ shown as a space; ids without a token are empty."""
+    """All tokens as the tokenizer writes them; ids without a token are empty.
+
+    ▁ is shown as a space. Byte-level tokenizers write every byte as a letter (``Ġ`` is a space):
+    their tokens are decoded, and bytes that are no text by themselves become ``<0xE7>``, as other
+    tokenizers write them.
+    """
     size = min(model.vocab_size, len(model.tokenizer))
-    texts = [str(t or "") for t in model.tokenizer.convert_ids_to_tokens(list(range(size)))]
-    return [t.replace("▁", " ") for t in texts] + [""] * (model.vocab_size - size)
+    written = model.tokenizer.convert_ids_to_tokens(list(range(size)))
+    texts = [str(token or "") for token in written]
+    if is_byte_level(texts):
+        letters = byte_letters()
+        texts = [_decoded(text, letters) for text in texts]
+    return [text.replace("▁", " ") for text in texts] + [""] * (model.vocab_size - size)
+
+
+def is_byte_level(texts: list[str]) -> bool:
+    """Whether tokens are written byte by byte: more of them start with ``Ġ`` than with ▁."""
+    return sum(text[:1] == "Ġ" for text in texts) > sum(text[:1] == "▁" for text in texts)
+
+
+def byte_letters() -> dict[str, int]:
+    """The byte-level alphabet of GPT-2: which byte a letter stands for."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = {chr(byte): byte for byte in printable}
+    rest = (byte for byte in range(256) if byte not in printable)
+    return letters | {chr(256 + number): byte for number, byte in enumerate(rest)}
+
+
+def _decoded(text: str, letters: dict[str, int]) -> str:
+    """The text that byte letters stand for; a special token with other letters stays."""
+    if not all(letter in letters for letter in text):
+        return text
+    decoded = bytes(letters[letter] for letter in text).decode("utf-8", errors="surrogateescape")
+    return _BYTE.sub(lambda byte: f"<0x{ord(byte[0]) - 0xDC00:02X}>", decoded)
 
 
 def masked_tokens(model: Weights, texts: list[str]) -> torch.Tensor:
@@ -30,13 +62,15 @@ def masked_tokens(model: Weights, texts: list[str]) -> torch.Tensor:
         getattr(model.tokenizer, "added_tokens_decoder", {})
     )
     named = [
-        not t.strip() or i in special or bool(_HIDDEN.fullmatch(t)) for i, t in enumerate(texts)
+        not text.strip() or i in special or bool(_HIDDEN.fullmatch(text.strip()))
+        for i, text in enumerate(texts)
     ]
     parts = model.unembedding.split(2**14)  # no copy of the whole matrix in another precision
     norms = torch.cat([torch.linalg.vector_norm(rows.float(), dim=1).cpu() for rows in parts])
     named_mask = torch.tensor(named)
     if named_mask.all():
         raise RequestError(
-            f"--model: {model.name} has no token that can be shown; its tokenizer is another model's"
+            f"--model: {model.name} has no token that can be shown; "
+            "its tokenizer is another model's"
         )
     return named_mask | (norms < LOW_NORM * norms[~named_mask].median())

@@ -1,9 +1,10 @@
-"""Words: tokens without their marks, and the forms of a word. Pure functions; nothing here imports torch.
+"""Words: tokens without their marks, and the forms of a word. Nothing here imports torch.
 
-Two kinds of stemming, for two questions. Whether a token **is a form of a listed word** is decided by endings of
-declension alone (`ENDINGS`): a stemmer that also strips derivation takes *organic* for an organ and *animate* for an
-animal. Whether two tokens outside the lexicon **are forms of one word** (*install*, *installation*) is decided by the
-Snowball stemmer for English, where derivation is wanted.
+Two kinds of stemming, for two questions. Whether a token **is a form of a listed word** is decided
+by endings of declension alone (`ENDINGS`): a stemmer that also strips derivation takes *organic*
+for an organ and *animate* for an animal. Whether two tokens outside the lexicon **are forms of one
+word** (*install*, *installation*) is decided by the Snowball stemmer for English, where derivation
+is wanted.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ NUMERAL = re.compile(
     r"|(?=..)x{0,3}(ix|iv|v?i{0,3})"  # Roman, from two letters
     r"|第[〇零一二三四五六七八九十百千]+|[〇零一二三四五六七八九十百千万萬亿億两兩]{2,}"
 )
-# Endings of declension (of nouns and adjectives), by language, and how many letters must be left. Over Gemma's
-# vocabulary shorter stems find more fragments than words; the short words are in the lexicon with their forms.
+# Endings of declension (of nouns and adjectives), by language, and how many letters must be left.
+# Over Gemma's vocabulary shorter stems find more fragments than words; the short words are in the
+# lexicon with their forms.
 ENDINGS = {
     "en": (3, "s es 's"),  # and ies for y; English is stemmed by asking for the singular
     "de": (5, "e en n er ern es s em innen in"),
@@ -40,12 +42,8 @@ ENDINGS = {
     "ar": (4, "ة ات ه ها هم ين ان ون ي"),
     "ko": (2, "을 를 은 는 이 가 에 의 도 와 과 로 으로 에서 들 들이 들은 들을"),
 }  # fmt: skip
-BARE = {
-    "pl",
-    "ru",
-    "uk",
-    "ar",
-}  # the stem itself is a form, as in the Slavic genitive plural: собака, собак
+# The stem itself is a form, as in the Slavic genitive plural: собака, собак.
+BARE = {"pl", "ru", "uk", "ar"}
 ARTICLE = re.compile(r"^(وال|بال|كال|فال|لل|ال)(?=...)")
 SCRIPTS = {
     "LATIN": ("en", "de", "fr", "es", "it", "pt", "pl", "tr"), "CYRILLIC": ("ru", "uk"), "DEVANAGARI": ("hi",),
@@ -69,17 +67,25 @@ def _endings(language: str) -> re.Pattern[str]:
     return re.compile(rf"(?<=.{{{least}}})(?:{longest_first})$")
 
 
+@cache
+def _script_of(letter: str) -> str:
+    return unicodedata.name(letter, "?").split()[0].removesuffix("-COMPATIBILITY")
+
+
+def script(word: str) -> str:
+    """The script of a normalised word by its first letter, such as ``LATIN``; empty for no word."""
+    if not word:
+        return ""
+    return "LATIN" if word.isascii() else _script_of(word[0])
+
+
 def languages(word: str) -> tuple[str, ...]:
-    """The languages of the lexicon that the word's script may stand for; none where nothing is inflected."""
-    return (
-        SCRIPTS["LATIN"]
-        if word.isascii()
-        else SCRIPTS.get(unicodedata.name(word[0], "?").split()[0], ())
-    )
+    """The languages that the word's script may stand for; none where nothing is inflected."""
+    return SCRIPTS.get(script(word), ())
 
 
 def stems(word: str, language: str) -> tuple[str, ...]:
-    """What a normalised word may be a form of in a language: its stem, or in English its singulars."""
+    """What a normalised word may be a form of: its stem, or in English its singulars."""
     if language not in ENDINGS:
         return (word,)
     if language == "en":
@@ -110,9 +116,10 @@ def _stemmer() -> Any:
 
 @cache
 def lemma(word: str) -> str:
-    """The key under which the forms of a word outside the lexicon meet; empty where it is not a word.
+    """The key under which the forms of a word outside the lexicon meet; empty for no word.
 
-    A word has a letter (two in an alphabetic script) or is a number. Digits of all scripts are one word per value.
+    A word has a letter (two in an alphabetic script) or is a number. Digits of all scripts are one
+    word per value.
     """
     if not word:
         return ""
@@ -130,7 +137,7 @@ def lemma(word: str) -> str:
 
 
 def is_numeral(word: str) -> bool:
-    """Digits of any script (years left out: they are dates), ordinals, Roman and composed Chinese numbers."""
+    """Digits of any script but years (they are dates), ordinals, Roman and Chinese numbers."""
     if word.isdigit() or (word.isnumeric() and not unicodedata.category(word[0]).startswith("L")):
         return not YEAR.fullmatch(word)
     return bool(NUMERAL.fullmatch(word)) and word not in ("xx", "xxx")

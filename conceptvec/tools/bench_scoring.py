@@ -42,7 +42,7 @@ def bench_scoring(
     for _ in range(layers):
         for _ in "+-":
             ids = rng.integers(0, vocabulary, (NEURONS, TOP_K))
-            reached += int((scorer(ids, np.zeros(NEURONS), null_coherence).label >= 0).sum())
+            reached += int((scorer(ids, np.ones(NEURONS), null_coherence).label >= 0).sum())
     seconds = time.perf_counter() - tabulated
     lists = 2 * NEURONS * layers
     return {

@@ -107,7 +107,7 @@ def finished(out: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "state"),
     [
-        ({}, "resumed, 1 parts are done"),
+        ({}, "resumed, 2 parts are done"),
         ({"layers": "1"}, "of another run"),
         ({"layers": "1", "overwrite": True}, "started afresh"),
     ],

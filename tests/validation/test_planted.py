@@ -124,7 +124,7 @@ def test_examples_are_what_plain_transformers_compute(tmp_path: Path) -> None:
             assert abs(float(clean) - example["clean"]) < 1e-4
             assert abs(float(damaged) - example["damaged"]) < 1e-4
             counted += 1
-    assert counted > 10
+    assert counted >= 8  # five own positions and three others of every entry
 
 
 def test_interrupted_stage_3_resumes_to_the_identical_result(

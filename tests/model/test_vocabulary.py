@@ -1,0 +1,70 @@
+"""How tokens are written: ▁, byte-level alphabets, and what cannot be shown."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from conceptvec.model.vocabulary import byte_letters, is_byte_level, masked_tokens, token_texts
+
+LETTER_OF = {byte: letter for letter, byte in byte_letters().items()}
+
+
+def written(text: bytes) -> str:
+    """Bytes as a byte-level tokenizer writes them."""
+    return "".join(LETTER_OF[byte] for byte in text)
+
+
+TEXTS = [" the", " café", "狗", " собака", "\n", "ing", " naïve", "🐶"]
+TOKENS = [written(text.encode()) for text in TEXTS]
+
+
+def model_of(tokens: list[str]) -> Any:
+    """What `token_texts` and `masked_tokens` read of a model."""
+    tokenizer = SimpleNamespace(
+        convert_ids_to_tokens=lambda ids: [tokens[i] for i in ids],
+        all_special_ids=[],
+        __len__=lambda: len(tokens),
+    )
+    kind = type("Tokenizer", (), {"__len__": lambda self: len(tokens)})
+    own = kind()
+    own.__dict__.update({k: v for k, v in vars(tokenizer).items() if k != "__len__"})
+    rows = torch.randn(len(tokens), 4, generator=torch.Generator().manual_seed(0))
+    return SimpleNamespace(tokenizer=own, vocab_size=len(tokens), unembedding=rows, name="tiny")
+
+
+def test_the_alphabet_writes_every_byte_by_one_letter() -> None:
+    assert sorted(byte_letters().values()) == list(range(256))
+
+
+@pytest.mark.parametrize(("byte", "letter"), [(0x20, "Ġ"), (0x0A, "Ċ"), (0x41, "A"), (0xE9, "é")])
+def test_the_alphabet_is_gpt_2_s(byte: int, letter: str) -> None:
+    assert LETTER_OF[byte] == letter
+
+
+def test_byte_level_tokens_are_decoded() -> None:
+    assert token_texts(model_of(TOKENS)) == TEXTS
+
+
+def test_half_a_letter_is_no_text_and_is_masked() -> None:
+    tokens = [*TOKENS, written("狗".encode()[:2])]
+    model = model_of(tokens)
+    texts = token_texts(model)
+    assert texts[-1] == "<0xE7><0x8B>"
+    assert masked_tokens(model, texts).tolist()[-1] is True
+
+
+def test_special_tokens_stay_as_they_are() -> None:
+    assert token_texts(model_of([*TOKENS, "<|im_start|>"]))[-1] == "<|im_start|>"
+
+
+def test_gemma_s_tokens_keep_their_letters() -> None:
+    assert token_texts(model_of(["▁the", "Ġ", "▁café", "é"])) == [" the", "Ġ", " café", "é"]
+
+
+def test_which_alphabet_it_is_is_told_by_the_spaces() -> None:
+    assert is_byte_level(["Ġa", "Ġb", "▁c"])
+    assert not is_byte_level(["▁a", "▁b", "Ġc"])
