@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
-from conceptvec.cli.options import MODEL, Answer, Command, argument, config_of
+from conceptvec.cli.options import MODEL, Answer, Command, argument, config_of, count
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
 from conceptvec.text import printable
@@ -52,12 +52,26 @@ def report(arguments: argparse.Namespace) -> Answer:
     return Answer(results, lambda: str(path))
 
 
+def poles(arguments: argparse.Namespace) -> Answer:
+    """``conceptvec poles``."""
+    from conceptvec.config import parse_layers
+    from conceptvec.tools.scored_poles import poles_csv, poles_table, read_poles
+
+    # The number of layers is the table's business: "all" chooses none, and that means all of them.
+    layers = parse_layers(arguments.layers, None) or None
+    found = read_poles(arguments.run).select(arguments.concept, arguments.label, layers)
+    kept = found[: arguments.limit]
+
+    def text() -> str:
+        return poles_csv(kept) if arguments.csv else poles_table(found, arguments.limit)
+
+    return Answer({"poles": [pole.entry() for pole in kept]}, text)
+
+
 def find(arguments: argparse.Namespace) -> Answer:
     """``conceptvec find``."""
     from conceptvec.tools.find import find, found_table
 
-    if arguments.limit < 1:
-        raise RequestError(f"--limit: got {arguments.limit}, expected a whole number of at least 1")
     answer = find(arguments.words, config_of(arguments), arguments.limit, arguments.run)
     return Answer(answer, lambda: found_table(answer))
 
@@ -68,8 +82,6 @@ def scan(arguments: argparse.Namespace) -> Answer:
     from conceptvec.pipeline import open_run
     from conceptvec.tools.scan_table import concept_of_words, scan, scan_folder
 
-    if arguments.limit < 1:
-        raise RequestError(f"--limit: got {arguments.limit}, expected a whole number of at least 1")
     config = config_of(arguments)
     if arguments.words and config.concepts:
         raise RequestError("--words, --concepts: got both, expected one of them")
@@ -192,13 +204,34 @@ COMMANDS = (
         writes_json=False,
     ),
     Command(
+        "poles",
+        "every scored pole of a run: its label, concept, score and words",
+        poles,
+        arguments=(
+            argument("run", metavar="RUN", help="run folder"),
+            argument("--concept", metavar="NAME", help="only poles that stand for this concept"),
+            argument(
+                "--label", metavar="LABEL", help="only concept, lexical, other, mixed or none"
+            ),
+            argument(
+                "--layers", metavar="…", default="all", help="only these, such as 8-20 or 3,5"
+            ),
+            argument(
+                "--limit",
+                type=count,
+                help="poles shown, best score first (default 20, and all as --json or --csv)",
+            ),
+            argument("--csv", action="store_true", help="comma-separated values, one line a pole"),
+        ),
+    ),
+    Command(
         "find",
         "the value vectors, over all neurons, that promote the given words",
         find,
         options=(*MODEL, "layers", "fold"),
         arguments=(
             argument("words", nargs="+", metavar="WORD", help="any case, any inflection"),
-            argument("--limit", type=int, default=20, help="poles shown (default 20)"),
+            argument("--limit", type=count, default=20, help="poles shown (default 20)"),
             argument(
                 "--run",
                 metavar="RUN",
@@ -227,7 +260,7 @@ COMMANDS = (
                 "--words", nargs="+", metavar="WORD", help="words of your own, as one concept"
             ),
             argument(
-                "--limit", type=int, default=5, help="poles shown of each concept (default 5)"
+                "--limit", type=count, default=5, help="poles shown of each concept (default 5)"
             ),
         ),
     ),

@@ -86,6 +86,13 @@ def argument(flag: str, **settings: Any) -> Argument:
     return Argument(flag, settings)
 
 
+def count(text: str) -> int:
+    """A number of rows to show, as `argparse` wants it read."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a whole number of at least 1")
+    return int(text)
+
+
 def parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     whole = _Parser(

@@ -100,7 +100,6 @@ class PoleTable:
         concept: str | None = None,
         label: str | None = None,
         layers: Collection[int] | None = None,
-        limit: int | None = None,
     ) -> list[ScoredPole]:
         """The poles that fit, best score first.
 
@@ -108,7 +107,6 @@ class PoleTable:
             concept: only poles that stand for this concept.
             label: only poles with this answer.
             layers: only these layers.
-            limit: at most so many.
 
         Raises:
             RequestError: there is no such concept or label.
@@ -123,8 +121,7 @@ class PoleTable:
         if layers is not None:
             keep &= np.isin(self.layer, sorted(layers))
         order = np.lexsort((self.sign < 0, self.neuron, self.layer, -self.score))
-        rows = order[keep[order]]
-        return [self[row] for row in rows[:limit]]
+        return [self[row] for row in order[keep[order]]]
 
     def scores(self) -> PoleScores:
         """The scores of the poles that have a word of some concept."""

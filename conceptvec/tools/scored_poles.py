@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from conceptvec.errors import RequestError
 from conceptvec.runfolder import manifests, read_part
-from conceptvec.scoring.poles import PART, PoleTable
+from conceptvec.scoring.poles import PART, PoleTable, ScoredPole
+from conceptvec.text import number, printable, table, words_of
+
+ROWS = 20  # of the table that people read
+HEADERS = ("id", "label", "concept", "score", "words")
 
 
 def read_poles(path: str | Path) -> PoleTable:
@@ -25,3 +32,39 @@ def read_poles(path: str | Path) -> PoleTable:
         f"poles: {folder} holds no sound table of scored poles; "
         "run conceptvec with this folder as --out and --stages 1,2 or more"
     )
+
+
+def poles_table(poles: Sequence[ScoredPole], limit: int | None = None) -> str:
+    """The first poles as text, with how many there are.
+
+    Args:
+        poles: best score first.
+        limit: rows that are shown; `ROWS` where not given.
+    """
+    shown = poles[: limit or ROWS]
+    rows = [
+        [
+            pole.pole.id,
+            pole.label,
+            printable(pole.concept or ""),
+            number(pole.score),
+            words_of(pole.words),
+        ]
+        for pole in shown
+    ]
+    more = f"{len(shown):,} of {len(poles):,} poles"
+    hint = "; --limit shows more, --json and --csv give all" if len(shown) < len(poles) else ""
+    return f"{table(rows, HEADERS)}\n\n{more}{hint}"
+
+
+def poles_csv(poles: Sequence[ScoredPole]) -> str:
+    """The poles as comma-separated values with a heading; the words stand in one field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADERS)
+    for pole in poles:
+        entry = pole.entry()
+        concept = entry["concept"] or ""
+        words = " ".join(entry["words"])
+        writer.writerow([entry["id"], entry["label"], concept, entry["score"], words])
+    return text.getvalue().removesuffix("\n")

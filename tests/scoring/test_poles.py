@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 import conceptvec as cv
+from conceptvec.cli import main
 from conceptvec.runfolder import RunFolder
 from conceptvec.scoring.answers import Lists
 from conceptvec.scoring.poles import PART, Collector, PoleTable, distinct_words
@@ -65,7 +68,6 @@ def test_a_list_without_words_shows_its_tokens() -> None:
         ({"label": "concept"}, ["L03_N0007+", "L03_N0005-"]),
         ({"label": "none"}, ["L03_N0007-"]),
         ({"layers": [1]}, ["L01_N0004+"]),
-        ({"limit": 2}, ["L03_N0007+", "L03_N0005-"]),
         ({"concept": "colors", "layers": [1]}, []),
     ],
 )
@@ -112,3 +114,47 @@ def test_a_damaged_table_is_a_bad_request(tmp_path: Path) -> None:
 def test_only_the_first_ten_words_are_kept() -> None:
     ids = np.arange(40)[None]
     assert distinct_words(ids, np.ones((1, 30), bool)).tolist() == [list(range(10))]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """A run folder that holds the table."""
+    RunFolder(tmp_path, cv.Config(device="cpu"), MODEL).save(PART, make_table().arrays())
+    return str(tmp_path)
+
+
+def test_the_command_gives_all_poles_as_json(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["poles", run, "--json"]) == 0
+    poles = json.loads(capsys.readouterr().out)["poles"]
+    best_first = sorted(make_table(), key=lambda pole: -pole.score)
+    assert poles == [pole.entry() for pole in best_first]
+
+
+def test_the_command_writes_csv(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["poles", run, "--csv", "--layers", "3", "--label", "concept"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["id"] for row in rows] == ["L03_N0007+", "L03_N0005-"]
+    assert rows[0] == {
+        "id": "L03_N0007+",
+        "label": "concept",
+        "concept": "animals",
+        "score": "0.9",
+        "words": "dog cat",
+    }
+
+
+def test_a_limit_says_what_it_hides(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["poles", run, "--limit", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 5 poles; --limit shows more" in out
+    assert "L03_N0005-" in out and "L01_N0004+" not in out
+    assert main(["poles", run]) == 0
+    assert "5 of 5 poles\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("limit", ["0", "-3", "many", "1.5"])
+def test_a_limit_is_a_number_of_rows(
+    run: str, limit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["poles", run, f"--limit={limit}"]) == 2
+    assert f"--limit: got {limit}, expected a whole number" in capsys.readouterr().err
