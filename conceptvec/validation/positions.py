@@ -148,24 +148,31 @@ def _elsewhere(
     allowed = allowed[np.argsort(activation[allowed], kind="stable")]
     strength = activation[allowed]
 
-    # The positions nearest in activation, within the limit, for every own position.
-    shortlists = []
+    # The positions alike in activation for every own position, nearest first.
+    alike = []
     for a in activation[own[: 2 * LARGEST_SET]]:
         low, high = np.searchsorted(strength, [a * (1 - ALIKE), a * (1 + ALIKE)])
-        nearest = np.argsort(np.abs(strength[low:high] - a), kind="stable")[:SHORTLIST]
-        shortlists.append(allowed[low:high][nearest])
-    if not shortlists:
+        order = np.argsort(np.abs(strength[low:high] - a), kind="stable")
+        alike.append(allowed[low:high][order])
+    if not alike:
         return []
-    log_p(np.concatenate(shortlists))  # one product for all of them; the loop looks them up
+    # One product for all shortlists; the loop looks them up.
+    log_p(np.concatenate([near[:SHORTLIST] for near in alike]))
 
-    # Of those whose document is free, the nearest in log-probability.
+    # Of the shortlist the nearest in log-probability whose document is free. Where own positions of
+    # equal activation have used it up, the nearest in activation takes its place.
     pairs: list[tuple[int, int]] = []
     free = np.ones(int(field.document.max()) + 1, bool)
-    for index, (shortlist, own_log_p) in enumerate(zip(shortlists, log_p(own), strict=False)):
-        near = shortlist[free[field.document[shortlist]]]
-        if not len(near) or len(pairs) == LARGEST_SET:
+    for index, (near, own_log_p) in enumerate(zip(alike, log_p(own), strict=False)):
+        left = near[free[field.document[near]]]
+        if not len(left) or len(pairs) == LARGEST_SET:
             continue
-        best = int(near[np.abs(log_p(near) - own_log_p).argmin()])
+        shortlist = near[:SHORTLIST]
+        shortlist = shortlist[free[field.document[shortlist]]]
+        if len(shortlist):
+            best = int(shortlist[np.abs(log_p(shortlist) - own_log_p).argmin()])
+        else:
+            best = int(left[0])
         free[field.document[best]] = False
         pairs.append((index, best))
     return pairs

@@ -110,6 +110,17 @@ def test_what_can_not_be_matched_is_dropped_and_counted() -> None:
     assert len(positions.own) == len(positions.elsewhere)
 
 
+def test_own_positions_of_one_activation_are_all_matched() -> None:
+    """They share their nearest positions elsewhere; each takes another one."""
+    field, activation = random_field(3)
+    level = np.where(activation > 0, np.float32(1), activation)
+    chance = -np.random.default_rng(4).exponential(3, len(level))
+    positions = choose_positions(field, level, 1, lambda at: chance[at], np.random.default_rng(0))
+    assert len(positions.elsewhere) == len(positions.own) == LARGEST_SET
+    assert len(set(field.document[positions.elsewhere])) == LARGEST_SET
+    assert positions.unmatched == 0
+
+
 def test_the_choice_does_not_look_at_anything_but_its_arguments() -> None:
     first, second = chosen(9)[3], chosen(9)[3]
     for name in ("own", "elsewhere", "others", "silent"):
