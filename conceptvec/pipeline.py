@@ -1,4 +1,4 @@
-"""The whole job: configuration → model → extraction → scoring → validation → results → figures, in a run folder."""
+"""The whole job: configuration → model → extraction → scoring → effects → validation → results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = timedelta(
 
 
 def run(config: Config) -> Results:
-    """Run all stages that `config.stages` asks for; an interrupted run of the same configuration is resumed.
+    """Run the stages that `config.stages` asks for; an interrupted run of it is resumed.
 
     Returns:
         the results; also in the run folder, with the validated vectors and the figures.
@@ -107,7 +107,8 @@ def open_run(model: Weights, config: Config) -> RunFolder:
     """The run folder of a configuration: what is finished there is used again, what comes is kept.
 
     Raises:
-        RequestError: the folder belongs to another configuration or model, or the layers are not the model's.
+        RequestError: the folder belongs to another configuration or model, or the layers are not
+            the model's.
     """
     parse_layers(config.layers, model.n_layers)
     folder = config.folder(model.device.type)
@@ -115,7 +116,7 @@ def open_run(model: Weights, config: Config) -> RunFolder:
 
 
 def save_run(results: Results, model: Weights, config: Config, parts: RunFolder) -> Path:
-    """Write results, validated vectors and figures into the run folder (the first of several processes does).
+    """Write results, validated vectors and figures into the run folder, by the first process.
 
     Returns:
         the path of the results file.
@@ -137,7 +138,7 @@ def results_path(folder: Path, device: str) -> Path:
 
 
 def export_vectors(model: Weights, config: Config, results: Results, path: Path) -> None:
-    """Write the validated vectors, sign of the pole applied, and their readout directions (n, H) as safetensors."""
+    """Write the validated vectors and their readout directions, the poles' signs applied: (n, H)."""
     import json
 
     import torch
@@ -155,8 +156,10 @@ def export_vectors(model: Weights, config: Config, results: Results, path: Path)
     metadata = {
         "ids": json.dumps([e["id"] for e in results.validated]),
         "concepts": json.dumps([e["concept"] for e in results.validated]),
-        "model": model.name, "fingerprint": model.fingerprint, "fold": config.fold,
-    }  # fmt: skip
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "fold": config.fold,
+    }
     write_atomic(path, save({"vectors": vectors, "readout_directions": directions}, metadata))
 
 

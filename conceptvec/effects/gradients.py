@@ -1,13 +1,13 @@
 """The pass: one forward pass of a passage, and a backward pass for each of its rows.
 
-A row is a target word in one passage. With a the input of ``down_proj`` and g the
-gradient of log p(word) with respect to it, removing a pole costs the word about Σ_{t>0} a^± · g nats
-(attribution patching: Nanda 2023), for every neuron of the model at once.
+A row is a target word in one passage. With a the input of ``down_proj`` and g the gradient of log
+p(word) with respect to it, removing a pole costs the word about Σ_{t>0} a^± · g nats (attribution
+patching: Nanda 2023), for every neuron of the model at once.
 
-The rows of a passage share its forward pass. In slot s every passage of a batch contributes its s-th
-row, so a batch takes as many backward passes as its passages have rows, and passages with equally
-many are batched together. Only gradients of activations are computed: no parameter asks for one, and
-the graph begins at the lowest ``down_proj``.
+The rows of a passage share its forward pass. In slot s every passage of a batch contributes its
+s-th row, so a batch takes as many backward passes as its passages have rows, and passages with
+equally many are batched together. Only gradients of activations are computed: no parameter asks for
+one, and the graph begins at the lowest ``down_proj``.
 
 Memory: the graph of one batch (some 1.3 MB a token for Gemma 3 270M in float32), and a part's sums.
 """
@@ -180,7 +180,7 @@ class Gradients:
         )
 
     def _forward(self, ids: torch.Tensor, members: np.ndarray, targets: Targets) -> Clean:
-        """Run the decoder; with targets, the graph from the lowest layer's ``down_proj`` up is kept."""
+        """Run the decoder; with targets, the graph from the lowest ``down_proj`` up is kept."""
         a: list[torch.Tensor] = []
         stream: list[torch.Tensor] = []
 
@@ -223,13 +223,13 @@ class Gradients:
 
     def _predict_some(self, states: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logits = self.model.logits(states)  # (n, V)
-        own = logits.gather(1, words[:, None])
-        log_p = own[:, 0] - logits.logsumexp(1)
-        better = ((logits > own) & self.shown).sum(1)
+        of_word = logits.gather(1, words[:, None])
+        log_p = of_word[:, 0] - logits.logsumexp(1)
+        better = ((logits > of_word) & self.shown).sum(1)
 
         # ∂ log p / ∂ logits = onehot − softmax, through the soft cap where there is one …
         push = logits.softmax(1).neg_()
-        push.scatter_add_(1, words[:, None], torch.ones_like(own))
+        push.scatter_add_(1, words[:, None], torch.ones_like(of_word))
         if self.model.softcap:
             push *= 1 - (logits / self.model.softcap).square()
 

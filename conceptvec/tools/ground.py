@@ -87,12 +87,13 @@ class Ground:
     def facts(self, corpus: str) -> dict[str, Any]:
         """What the document says of the text."""
         passages = self.text.passages
+        known_words = self.run.text.known_words
         return {
             "corpus": corpus,
             "digest": passages.digest,
             "passages": len(passages),
             "tokens": len(passages.ids),
-            "known_words": {self.names[c]: self.run.text.known_words(c) for c in self.text.own},
+            "known_words": {self.names[c]: known_words(c) for c in self.text.run_concepts},
         }
 
 
@@ -113,7 +114,7 @@ def survey(model: Model, config: Config, parts: Parts) -> Ground:
     not_planted: dict[str, str] = {}
     known = np.flatnonzero(run.text.target >= 0)
     concept_of = run.text.word_concept[run.text.target[known]]
-    for concept in text.own:
+    for concept in text.run_concepts:
         at = known[concept_of == concept]
         if reason := _why_not(run, concept, at):
             not_planted[scan.concepts[concept]] = reason

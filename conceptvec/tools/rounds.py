@@ -260,9 +260,9 @@ def _outcome(item: Tested) -> dict[str, Any]:
         "id": item.subject.id,
         "p_value": plain(item.use.p),
         "used": item.used,
-        "concept_drop": plain(primary.own) if primary else None,
+        "concept_drop": plain(primary.of_concept) if primary else None,
         "unrelated_drop": None if unrelated is None else plain(unrelated),
-        "n_concept_positions": len(item.positions.own),
+        "n_concept_positions": len(item.positions.of_concept),
         "verdict": item.judgement.verdict,
         "failed": list(item.judgement.failed),
     }

@@ -52,9 +52,9 @@ def poles_table(poles: Sequence[ScoredPole], limit: int | None = None) -> str:
         ]
         for pole in shown
     ]
-    more = f"{len(shown):,} of {len(poles):,} poles"
+    count = f"{len(shown):,} of {len(poles):,} poles"
     hint = "; --limit shows more, --json and --csv give all" if len(shown) < len(poles) else ""
-    return f"{table(rows, HEADERS)}\n\n{more}{hint}"
+    return f"{table(rows, HEADERS)}\n\n{count}{hint}"
 
 
 def poles_csv(poles: Sequence[ScoredPole]) -> str:

@@ -141,7 +141,7 @@ def damage_candidates(
         sorted(entries, key=sort_key),
         control_rates(judged_controls, scan.concepts),
         extras.sets,
-        {scan.concepts[c]: run.text.known_words(c) for c in scan.text.own},
+        {scan.concepts[c]: run.text.known_words(c) for c in scan.text.run_concepts},
         agreement,
         run.cost,
         round(time.perf_counter() - start, 3),
@@ -317,7 +317,7 @@ def _measure(run: Run, placed: Sequence[_Placed]) -> dict[str, Measured]:
     for item in placed:
         if item.worth_damaging:
             first.append(Request(item.subject, item.positions.all(), (primary,)))
-        elif item.subject.role == "candidate" and len(item.positions.own):
+        elif item.subject.role == "candidate" and len(item.positions.of_concept):
             first.append(Request(item.subject, example_positions(item.positions), (primary,)))
     measured = _measure_requests(run, first, "first damage")
 
@@ -329,7 +329,7 @@ def _measure(run: Run, placed: Sequence[_Placed]) -> dict[str, Measured]:
         if not item.worth_damaging:
             continue
         drops = drops_of(measured[item.subject.key], item.positions, primary)
-        if drops.own >= RULE.drop:
+        if drops.of_concept >= RULE.drop:
             kinds = ("rotate",) if item.subject.moved else others
             second.append(Request(request.subject, request.positions, kinds))
     for key, values in _measure_requests(run, second, "other damages").items():
