@@ -22,7 +22,7 @@ from conceptvec.records import Pole
 from conceptvec.text import plain
 
 if TYPE_CHECKING:
-    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.scan_record import Scan
     from conceptvec.model.network import Model
 
 CARRYING = 3  # distinct words that must carry the effect

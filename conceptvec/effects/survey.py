@@ -34,7 +34,7 @@ from conceptvec.streams import rng
 from conceptvec.text import plain
 
 if TYPE_CHECKING:
-    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.scan_record import Scan
     from conceptvec.scoring.stage import Scored
 
 FILE = "scan.safetensors"

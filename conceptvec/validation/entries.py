@@ -11,7 +11,7 @@ from conceptvec.validation.evidence import Tested, examples, words_lost
 from conceptvec.validation.rule import VERDICTS
 
 if TYPE_CHECKING:
-    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.scan_record import Scan
     from conceptvec.records import Candidate, Pole
     from conceptvec.validation.positions import Field
 

@@ -25,7 +25,7 @@ from conceptvec.validation.transfer import PromptTable, measure_transfer, transf
 
 if TYPE_CHECKING:
     from conceptvec.config import Config
-    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.scan_record import Scan
 
 REPEATED_VALIDATED, REPEATED_OTHERS = 60, 20  # candidates measured exactly, at most
 SHOWN_TEXTS = 12  # validated vectors whose continuations are written

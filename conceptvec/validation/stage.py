@@ -49,7 +49,7 @@ from conceptvec.validation.rule import RULE, Judgement, judge, worth_damaging
 if TYPE_CHECKING:
     from conceptvec.concepts import Prompt
     from conceptvec.config import Config
-    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.scan_record import Scan
     from conceptvec.effects.use import Use
     from conceptvec.records import Candidate
 
