@@ -1,4 +1,4 @@
-"""The whole job: configuration → model → extraction → scoring → validation → results → figures, in a run folder."""
+"""The whole job: from the configuration through all stages to the results, in a run folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ PATIENCE = timedelta(
 
 
 def run(config: Config) -> Results:
-    """Run all stages that `config.stages` asks for; an interrupted run of the same configuration is resumed.
+    """Run all stages that `config.stages` asks for.
+
+    An interrupted run of the same configuration is resumed.
 
     Returns:
         the results; also in the run folder, with the validated vectors and the figures.
@@ -88,13 +90,13 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
     from conceptvec.validation.stage import damage_candidates
 
     parts = parts or Parts()
-    text = running_text(model, config, scored.concepts, parts)
+    text = running_text(model, config, scored.concepts, scored.candidates.masked, parts)
     named = [
         (candidate.pole, text.words.concepts.index(candidate.concept))
         for candidate in scored.candidates_found
     ]
     layers = [projections.layer for projections in scored.candidates.layers]
-    scan = scan_text(text, model, config, layers, named, scored.candidates.masked, parts)
+    scan = scan_text(text, model, config, layers, named, parts)
     everywhere = survey(scan, parts)
     validation = damage_candidates(
         scored.candidates_found, scan, config, scored.concepts.prompts(), parts
@@ -107,7 +109,8 @@ def open_run(model: Weights, config: Config) -> RunFolder:
     """The run folder of a configuration: what is finished there is used again, what comes is kept.
 
     Raises:
-        RequestError: the folder belongs to another configuration or model, or the layers are not the model's.
+        RequestError: the folder belongs to another configuration or model, or the layers are not
+            the model's.
     """
     parse_layers(config.layers, model.n_layers)
     folder = config.folder(model.device.type)
@@ -115,7 +118,9 @@ def open_run(model: Weights, config: Config) -> RunFolder:
 
 
 def save_run(results: Results, model: Weights, config: Config, parts: RunFolder) -> Path:
-    """Write results, validated vectors and figures into the run folder (the first of several processes does).
+    """Write results, validated vectors and figures into the run folder.
+
+    The first of several processes does.
 
     Returns:
         the path of the results file.
@@ -137,7 +142,10 @@ def results_path(folder: Path, device: str) -> Path:
 
 
 def export_vectors(model: Weights, config: Config, results: Results, path: Path) -> None:
-    """Write the validated vectors, sign of the pole applied, and their readout directions (n, H) as safetensors."""
+    """Write the validated vectors (n, H) as safetensors, with their readout directions (n, H).
+
+    The signs of the poles are applied to both.
+    """
     import json
 
     import torch
@@ -155,8 +163,10 @@ def export_vectors(model: Weights, config: Config, results: Results, path: Path)
     metadata = {
         "ids": json.dumps([e["id"] for e in results.validated]),
         "concepts": json.dumps([e["concept"] for e in results.validated]),
-        "model": model.name, "fingerprint": model.fingerprint, "fold": config.fold,
-    }  # fmt: skip
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "fold": config.fold,
+    }
     write_atomic(path, save({"vectors": vectors, "readout_directions": directions}, metadata))
 
 

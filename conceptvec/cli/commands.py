@@ -59,11 +59,11 @@ def poles(arguments: argparse.Namespace) -> Answer:
 
     # The number of layers is the table's business: "all" chooses none, and that means all of them.
     layers = parse_layers(arguments.layers, None) or None
-    chosen = read_poles(arguments.run).select(arguments.concept, arguments.label, layers)
-    kept = chosen[: arguments.limit]
+    selected = read_poles(arguments.run).select(arguments.concept, arguments.label, layers)
+    kept = selected[: arguments.limit]
 
     def text() -> str:
-        return poles_csv(kept) if arguments.csv else poles_table(chosen, arguments.limit)
+        return poles_csv(kept) if arguments.csv else poles_table(selected, arguments.limit)
 
     return Answer({"poles": [pole.entry() for pole in kept]}, text)
 

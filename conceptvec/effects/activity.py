@@ -31,9 +31,11 @@ class Activity:
         total: float64 (L, 2, I), of the parts of the poles + and −; the second is negative.
         positive: int64 (L, I), positions with a positive activation.
         largest: float32 (L, I), the largest |a|.
-        reached: int64 (L, 4, I), positions with |a| ≥ 2^(e − k), with e the exponent of the largest.
+        reached: int64 (L, 4, I), positions with |a| ≥ 2^(e − k), with e the exponent of the
+            largest.
         context_values: float32 (L, I, CONTEXTS), strongest first, one per passage.
-        context_at: int32 (L, I, CONTEXTS, 2), passage and position, −1 where there are fewer passages.
+        context_at: int32 (L, I, CONTEXTS, 2), passage and position, −1 where there are fewer
+            passages.
     """
 
     layers: tuple[int, ...]
@@ -111,7 +113,7 @@ def exponent(largest: np.ndarray) -> np.ndarray:
 
 
 def _shifted(part: Activity, largest: np.ndarray) -> np.ndarray:
-    """`reached` of a part, counted from the exponent of another largest |a|, which is no smaller."""
+    """`reached` of a part, counted from the exponent of another largest |a|, no smaller one."""
     n = part.reached.shape[1]
     wanted = (
         np.arange(n)[:, None] - (exponent(largest) - exponent(part.largest))[:, None]
@@ -165,7 +167,7 @@ def _totals(a: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _largest(a: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The largest |a| (I,), and how often its power of two and the three below are reached (4, I)."""
+    """The largest |a| (I,), how often its power of two and the three below are reached (4, I)."""
     size = a.abs().flatten(0, 1)
     largest = size.amax(0)
     top = torch.from_numpy(exponent(largest.cpu().numpy())).float()

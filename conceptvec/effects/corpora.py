@@ -252,13 +252,16 @@ def read_passages(
         return passages
     used = int(passages.documents.max()) + 1
     further = stream if rest is None else chain([rest], stream)
-    more = _topped_up(further, passages, targets, wanted)
+    top_up = _topped_up(further, passages, targets, wanted)
     logger.info(
         "--corpus: %d tokens of the first %d documents, and %d passages of the next %d for "
         "concepts with few words; the rest was left out",
-        passages.tokens, used, len(more), documents.count - used,
-    )  # fmt: skip
-    return joined([passages, more], renumber=False)
+        passages.tokens,
+        used,
+        len(top_up),
+        documents.count - used,
+    )
+    return joined([passages, top_up], renumber=False)
 
 
 def _topped_up(
@@ -274,10 +277,10 @@ def _topped_up(
             break
         tokens_read += batch.tokens
         # Only passages that hold a word of a concept that is still short.
-        there = occurrences(batch, targets)
-        helps = coverage.is_short[targets.word_concept[there.word]]
+        present = occurrences(batch, targets)
+        helps = coverage.is_short[targets.word_concept[present.word]]
         room = int(wanted * TOP_UP) - taken
-        part, _ = _split(batch.take(np.unique(there.passage[helps])), room)
+        part, _ = _split(batch.take(np.unique(present.passage[helps])), room)
         coverage = coverage.with_more(Coverage.of(part, targets))
         taken += part.tokens
         parts.append(part)

@@ -94,7 +94,8 @@ class Everywhere:
         zero: float16, nats, zero ablation on the concept's mean word.
         mean: float16, mean ablation on the mean of the words that the pole promotes most.
         largest_other: float16, the largest `mean` on another concept.
-        firing: float16, mean positive activation before the concept's words over that before others.
+        firing: float16, mean positive activation before the concept's words over that before
+            others.
         p: float32, the larger of the next two.
         p_words: float32, against permuted words.
         p_moved: float32, against vectors under other neurons' firing.
@@ -221,7 +222,7 @@ def concept_means(values: np.ndarray, words: Contrast) -> np.ndarray:
 
 
 def largest_others(means: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """For every concept the largest mean of another that has words, 0 where there is none: (C, P)."""
+    """For every concept the largest mean of another that has words, or else 0: (C, P)."""
     largest = np.zeros_like(means)
     for concept in range(len(sizes)):
         others = (sizes > 0) & (np.arange(len(sizes)) != concept)

@@ -1,13 +1,13 @@
 """The pass: one forward pass of a passage, and a backward pass for each of its rows.
 
-A row is a target word in one passage. With a the input of ``down_proj`` and g the
-gradient of log p(word) with respect to it, removing a pole costs the word about Σ_{t>0} a^± · g nats
-(attribution patching: Nanda 2023), for every neuron of the model at once.
+A row is a target word in one passage. With a the input of ``down_proj`` and g the gradient of log
+p(word) with respect to it, removing a pole costs the word about Σ_{t>0} a^± · g nats (attribution
+patching: Nanda 2023), for every neuron of the model at once.
 
-The rows of a passage share its forward pass. In slot s every passage of a batch contributes its s-th
-row, so a batch takes as many backward passes as its passages have rows, and passages with equally
-many are batched together. Only gradients of activations are computed: no parameter asks for one, and
-the graph begins at the lowest ``down_proj``.
+The rows of a passage share its forward pass. In slot s every passage of a batch contributes its
+s-th row, so a batch takes as many backward passes as its passages have rows, and passages with
+equally many are batched together. Only gradients of activations are computed: no parameter asks for
+one, and the graph begins at the lowest ``down_proj``.
 
 Memory: the graph of one batch (some 1.3 MB a token for Gemma 3 270M in float32), and a part's sums.
 """
@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from conceptvec.effects import activity, rows, sums
+from conceptvec.effects import activity, rows
 from conceptvec.effects.activity import Activity
+from conceptvec.effects.batches import BatchRows, Done, PartSums, Size
 from conceptvec.effects.moved import Moved
 from conceptvec.effects.rows import Targets
 from conceptvec.effects.sums import Effects
@@ -72,21 +73,6 @@ class Predicted:
     direction: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Done:
-    """A finished batch of R rows. It is added to the sums as a whole, or not at all."""
-
-    targets: np.ndarray  # (n,), indices of the part's targets
-    log_p: np.ndarray  # (n,)
-    better: np.ndarray  # (n,)
-    rows: np.ndarray  # (R,), indices of the part's targets
-    zero: torch.Tensor  # (L, 2, R, I)
-    gradient: torch.Tensor  # (L, R, I)
-    firing: torch.Tensor  # (L, 2, R, I)
-    moved: torch.Tensor  # (R, M)
-    activity: Activity
-
-
 class Gradients:
     """First-order effects of all neurons of some layers.
 
@@ -109,10 +95,9 @@ class Gradients:
         self.model = model
         self.layers = tuple(layers)
         self.shown = ~masked.to(model.device)
-        self.n_moved = len(moved)
+        self.size = Size(self.layers, model.intermediate_size, len(moved))
         self.moved = [_MovedOfLayer(moved, layer, model.device) for layer in layers]
-        size = tokens or TOKENS[model.device.type]
-        self.batch = Batch(size, "tokens of a scan")
+        self.batch = Batch(tokens or TOKENS[model.device.type], "tokens of a scan")
 
     def part(
         self, passages: Sequence[np.ndarray], numbers: np.ndarray, targets: Targets
@@ -129,7 +114,7 @@ class Gradients:
         lengths = np.array([len(ids) for ids in passages])
         slots = rows.slots_needed(local, len(passages))
         order = np.lexsort((lengths, slots))
-        total = _Sums(self, targets)
+        total = PartSums(self.size, targets)
 
         start = 0
         while start < len(order):
@@ -163,7 +148,7 @@ class Gradients:
         chosen, slot = rows.choose(present, better < rows.KNOWN_BELOW)
 
         # The rows' gradients, slot by slot, reduced as they come.
-        kept = _Rows(self, len(chosen))
+        kept = BatchRows(self.size, len(chosen), self.model.device)
         for number in range(int(slot.max(initial=-1)) + 1):
             self._backward(kept, clean, predicted.direction, chosen, slot == number)
         activations = [a.detach() for a in clean.activations]
@@ -180,7 +165,7 @@ class Gradients:
         )
 
     def _forward(self, ids: torch.Tensor, members: np.ndarray, targets: Targets) -> Clean:
-        """Run the decoder; with targets, the graph from the lowest layer's ``down_proj`` up is kept."""
+        """Run the decoder; with targets, the graph from the lowest ``down_proj`` up is kept."""
         a: list[torch.Tensor] = []
         stream: list[torch.Tensor] = []
 
@@ -223,13 +208,13 @@ class Gradients:
 
     def _predict_some(self, states: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logits = self.model.logits(states)  # (n, V)
-        own = logits.gather(1, words[:, None])
-        log_p = own[:, 0] - logits.logsumexp(1)
-        better = ((logits > own) & self.shown).sum(1)
+        of_word = logits.gather(1, words[:, None])
+        log_p = of_word[:, 0] - logits.logsumexp(1)
+        better = ((logits > of_word) & self.shown).sum(1)
 
         # ∂ log p / ∂ logits = onehot − softmax, through the soft cap where there is one …
         push = logits.softmax(1).neg_()
-        push.scatter_add_(1, words[:, None], torch.ones_like(own))
+        push.scatter_add_(1, words[:, None], torch.ones_like(of_word))
         if self.model.softcap:
             push *= 1 - (logits / self.model.softcap).square()
 
@@ -252,7 +237,7 @@ class Gradients:
 
     def _backward(
         self,
-        kept: _Rows,
+        kept: BatchRows,
         clean: Clean,
         direction: torch.Tensor,
         chosen: np.ndarray,
@@ -299,58 +284,21 @@ class _MovedOfLayer:
         self.receiver_sign = torch.from_numpy(moved.receiver_sign[columns]).float().to(device)
 
     def effect(self, a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        """The receivers' positive activations (R, T, I) times the gradient along the sources: (R, m)."""
+        """The receivers' positive activations times the gradient along the sources: (R, m).
+
+        Args:
+            a: activations (R, T, I).
+            g: gradients (R, T, I).
+        """
         strength = (a[..., self.receiver] * self.receiver_sign).clamp(min=0)
         return (strength * g[..., self.source]).sum(1) * self.source_sign
 
 
-class _Rows:
-    """Place for what the backward passes of a batch of R rows leave."""
-
-    def __init__(self, scan: Gradients, n: int) -> None:
-        device, n_neurons = scan.model.device, scan.model.intermediate_size
-        n_layers = len(scan.layers)
-        self.zero = torch.zeros(n_layers, 2, n, n_neurons, device=device)
-        self.gradient = torch.zeros(n_layers, n, n_neurons, device=device)
-        self.moved = torch.zeros(n, scan.n_moved, device=device)
-
-
-class _Sums:
-    """The sums of a part, filled batch by batch in main memory."""
-
-    def __init__(self, scan: Gradients, targets: Targets) -> None:
-        n_neurons = scan.model.intermediate_size
-        words = np.unique(targets.word)
-        self.targets = targets
-        self.sums = sums.empty(scan.layers, words, n_neurons, scan.n_moved)
-        self.activity = activity.nothing(scan.layers, n_neurons)
-        self.better = np.zeros(len(targets), np.int32)
-        self.log_p = np.zeros(len(targets), np.float32)
-        self.chosen = np.zeros(len(targets), bool)
-
-    def add(self, done: Done) -> None:
-        """Take in a batch."""
-        self.better[done.targets] = done.better
-        self.log_p[done.targets] = done.log_p
-        self.chosen[done.rows] = True
-        self.activity = activity.add([self.activity, done.activity])
-        zero, gradient = done.zero.cpu().numpy(), done.gradient.cpu().numpy()
-        firing, moved = done.firing.cpu().numpy(), done.moved.cpu().numpy()
-        for row, word in enumerate(self.sums.index(self.targets.word[done.rows])):
-            self.sums.rows[word] += 1
-            self.sums.zero[:, :, word] += zero[:, :, row]
-            self.sums.gradient[:, word] += gradient[:, row]
-            self.sums.firing[:, :, word] += firing[:, :, row]
-            self.sums.moved[word] += moved[row]
-
-    def effects(self) -> Effects:
-        """The part's sums, without words none of whose occurrences became a row."""
-        place = np.stack([self.targets.passage, self.targets.position], 1)
-        return self.sums.seen(place.astype(np.int32), self.better, self.log_p, self.chosen)
-
-
 def padded(passages: list[np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (B, T), padded on the right, where no token can reach those before it; and lengths."""
+    """Token ids (B, T) and lengths (B,).
+
+    Padding stands on the right, where no token can reach those before it.
+    """
     lengths = [len(ids) for ids in passages]
     out = np.zeros((len(passages), max(lengths)), np.int64)
     for row, ids in enumerate(passages):

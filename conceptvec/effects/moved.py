@@ -1,8 +1,9 @@
-"""Moved vectors: what a candidate's vector would do under the firing of another neuron of its layer.
+"""Moved vectors: what a candidate's vector would do if another neuron of its layer fired it.
 
-To first order it is the gradient along the candidate's vector times the other neuron's activation, so the same pass
-gives it. A vector that promotes a concept's words helps them a little whoever fires it; only where its own neuron's
-timing serves the concept does the real one stand out from the moved.
+To first order it is the gradient along the candidate's vector times the other neuron's activation,
+so the same pass gives it. A vector that promotes a concept's words helps them a little whoever
+fires it; only where its own neuron's timing serves the concept does the real one stand out from the
+moved.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def draws_for(n_candidates: int) -> int:
 def draw_moved(
     poles: Sequence[Pole], draws: int, neurons: int, taken: set[tuple[int, int]], seed: int
 ) -> Moved:
-    """Receivers for every pole: other neurons of its layer that are no candidates, each at most once a pole.
+    """Receivers for every pole: other neurons of its layer, no candidates, each once a pole.
 
     Args:
         poles: whose vectors are moved.
@@ -79,7 +80,7 @@ def draw_moved(
 
 
 def draw_poles(n: int, layers: Sequence[int], neurons: int, seed: int) -> list[Pole]:
-    """Random poles of some layers, each at most once; all of them where there are no more than `n`."""
+    """Random poles of some layers, each at most once; all where there are no more than `n`."""
     whole = 2 * neurons * len(layers)
     stream = np.random.default_rng([seed, STREAM])
     drawn = np.sort(stream.choice(whole, min(n, whole), replace=False))

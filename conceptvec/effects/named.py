@@ -22,7 +22,7 @@ from conceptvec.records import Pole
 from conceptvec.text import plain
 
 if TYPE_CHECKING:
-    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.scan_record import Scan
     from conceptvec.model.network import Model
 
 CARRYING = 3  # distinct words that must carry the effect
@@ -81,12 +81,12 @@ def facts_at(scan: Scan, everywhere: Everywhere, places: np.ndarray) -> list[Nam
     """
     facts: list[tuple[int, Named]] = []
     for start in range(0, len(places), AT_ONCE):
-        some = places[start : start + AT_ONCE]
-        poles = [everywhere.pole(*place) for place in some[:, 1:].tolist()]
+        batch = places[start : start + AT_ONCE]
+        poles = [everywhere.pole(*place) for place in batch[:, 1:].tolist()]
         columns = scan.columns_of([(p.layer, p.neuron, p.direction) for p in poles])
-        numbers = np.array(scan.text.own)[some[:, 0]]
+        numbers = np.array(scan.text.run_concepts)[batch[:, 0]]
         uses = uses_of(columns, numbers, scan.contrast, NOT_ASKED, scan.concepts)
-        for place, pole, use in zip(map(tuple, some.tolist()), poles, uses, strict=True):
+        for place, pole, use in zip(map(tuple, batch.tolist()), poles, uses, strict=True):
             complete = replace(
                 use,
                 p_words=float(everywhere.p_words[place]),

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
@@ -46,27 +47,39 @@ YIELD = 0.4  # documents with a word of the concept for each opening made of its
 OPENINGS_A_WORD = 4  # that are made of a word which the text lacks
 
 
+@dataclass(frozen=True)
+class Opener:
+    """What makes the openings of a run.
+
+    Attributes:
+        model: the model that will write.
+        seed: the run's seed.
+        chat: begin in the model's turn of its chat template.
+    """
+
+    model: Model
+    seed: int
+    chat: bool = False
+
+
 def first_round(
-    model: Model,
+    opener: Opener,
     concepts: Sequence[Concept],
     tokens: int,
-    seed: int,
     contrast: Sequence[Concept] = (),
-    chat: bool = False,
 ) -> list[WrittenPart]:
     """The parts of a text of about so many tokens that may be scored.
 
     Args:
-        model: the model that will write.
+        opener: makes the openings.
         concepts: the concepts that the text is written for.
         tokens: about how many tokens are wanted.
-        seed: the run's seed.
         contrast: further concepts, which get half of the openings.
-        chat: begin in the model's turn of its chat template.
 
     Raises:
         RequestError: the tokenizer has nothing to begin an empty text with, or no chat template.
     """
+    model, seed = opener.model, opener.seed
     count = max(1, math.ceil(tokens / LENGTH))
     streams = [opening_words(model, concept, seed) for concept in concepts]
     turn = cycle(streams)
@@ -77,7 +90,7 @@ def first_round(
     for i in range(count):
         is_empty = i % EMPTY_EVERY == EMPTY_EVERY - 1 or not streams
         words.append("" if is_empty else next(next(turn)))
-    return _as_parts(model, words, seed, "text", chat)
+    return _as_parts(opener, words, "text")
 
 
 def tokens_to_ask(wanted: int, written: Passages) -> int:
@@ -99,24 +112,20 @@ def tokens_to_ask(wanted: int, written: Passages) -> int:
 
 
 def second_round(
-    model: Model,
+    opener: Opener,
     concepts: Sequence[Concept],
     written: Coverage,
     targets: TargetWords,
     texts: int,
-    seed: int,
-    chat: bool = False,
 ) -> list[WrittenPart]:
     """Parts for the concepts that are short of words or documents; none where no concept is.
 
     Args:
-        model: the model that will write.
+        opener: makes the openings.
         concepts: the concepts of the first round, or those of them that matter.
         written: what the first round holds of them.
         targets: the concepts' words.
         texts: how many texts the first round has.
-        seed: the run's seed.
-        chat: as in the first round.
     """
     seen = {targets.words[word] for word in np.flatnonzero(written.is_seen)}
     needed = openings_needed(written, texts)
@@ -124,8 +133,9 @@ def second_round(
     for concept in concepts:
         if concept.name in written.concepts:
             count = int(needed[written.concepts.index(concept.name)])
-            words += islice(opening_words(model, concept, seed, seen), count)
-    return _as_parts(model, words, seed, "more text", chat)
+            stream = opening_words(opener.model, concept, opener.seed, seen)
+            words += islice(stream, count)
+    return _as_parts(opener, words, "more text")
 
 
 def openings_needed(written: Coverage, texts: int) -> np.ndarray:
@@ -198,10 +208,9 @@ def _single_tokens(model: Model, words: Sequence[str]) -> list[str]:
     ]
 
 
-def _as_parts(
-    model: Model, words: Sequence[str], seed: int, stream: str, chat: bool
-) -> list[WrittenPart]:
+def _as_parts(opener: Opener, words: Sequence[str], stream: str) -> list[WrittenPart]:
     """Openings made of words, cut into parts; those of a part have about one length."""
+    model, chat = opener.model, opener.chat
     nothing = _empty(model, chat)
     start = [] if chat else start_of_text(model.tokenizer)
     openings: list[tuple[int, ...]] = []
@@ -211,7 +220,7 @@ def _as_parts(
         openings.append(_chosen(encoded, nothing, model.tokenizer.unk_token_id))
     ordered = sorted(openings, key=len)
     return [
-        WrittenPart(tuple(ordered[at : at + TEXTS_A_PART]), part_seed(seed, stream, number))
+        WrittenPart(tuple(ordered[at : at + TEXTS_A_PART]), part_seed(opener.seed, stream, number))
         for number, at in enumerate(range(0, len(ordered), TEXTS_A_PART))
     ]
 

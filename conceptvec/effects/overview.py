@@ -101,7 +101,7 @@ def _used_by_score(score: np.ndarray, is_used: np.ndarray) -> list[dict[str, int
 def effect_by_layer(
     everywhere: Everywhere, named: Sequence[tuple[str, int]]
 ) -> dict[str, dict[str, list[Any]]]:
-    """For every concept, by layer: the largest effect of a pole that serves it, and how many are named."""
+    """Concept → by layer: the largest effect of a pole that serves it, and how many are named."""
     serves = everywhere.is_specific & (everywhere.p <= NO_CHANCE)
     serving = np.where(serves, everywhere.mean, 0).max((2, 3))  # (C, L)
     whole = {}

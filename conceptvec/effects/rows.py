@@ -1,9 +1,9 @@
 """Which words the pass looks at: one row per passage and word, and which passages share a batch.
 
-Of a word that stands several times in a passage, one known occurrence becomes a row. Taking one word
-of a *concept* instead (`group`), drawn with a probability in proportion to 1 / (how often the word
-occurs in the text), saves a quarter of the backward passes, but a tenth of the words is then never
-looked at, and fewer poles are found (docs/scan.md).
+Of a word that stands several times in a passage, one known occurrence becomes a row. Taking one
+word of a *concept* instead (`group`), drawn with a probability in proportion to 1 / (how often the
+word occurs in the text), saves a quarter of the backward passes, but a tenth of the words is then
+never looked at, and fewer poles are found (docs/scan.md).
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def targets_of(
 ) -> Targets:
     """All occurrences, in the order of the text, with the draw that decides between them.
 
-    The draw is made for every occurrence of the text, known or not, so that neither batches nor parts
-    can change it.
+    The draw is made for every occurrence of the text, known or not, so that neither batches nor
+    parts can change it.
 
     Args:
         passage: number of each occurrence's passage (n,).
@@ -104,7 +104,7 @@ def slots_needed(targets: Targets, n_passages: int) -> np.ndarray:
 def batch_from(
     order: np.ndarray, start: int, lengths: np.ndarray, slots: np.ndarray, tokens: int
 ) -> np.ndarray:
-    """The next passages of `order` that make a batch: alike in slots, together at most `tokens` with padding."""
+    """The next passages of `order` that make a batch: alike in slots, at most `tokens` padded."""
     first = order[start]
     ahead = order[start : start + max(1, tokens // max(1, int(lengths[first])))]
     size = np.maximum.accumulate(lengths[ahead]) * np.arange(1, len(ahead) + 1)

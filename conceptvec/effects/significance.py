@@ -4,8 +4,8 @@ p is the larger of two Monte Carlo values (Phipson & Smyth 2010), each against a
 
 1. The **effect** against permuted words: is it these words that lose, and not others?
 2. Effect and **timing** against moved vectors: does it matter that this neuron fires, and not
-   another? The timing is the same contrast of the activation before the words; it is what the effect
-   says of the moment, without the noise of all other positions.
+   another? The timing is the same contrast of the activation before the words; it is what the
+   effect says of the moment, without the noise of all other positions.
 
 Nothing here imports torch.
 """
@@ -199,9 +199,9 @@ def uses_of(
 
 def judged_words(readout: np.ndarray, words: Contrast, concept: int) -> np.ndarray:
     """The concept's words that a pole promotes most: indices of the share that is judged."""
-    own = np.flatnonzero(words.concept == concept)
-    count = -(-len(own) // words.share)
-    return own[np.argsort(-readout[own], kind="stable")[:count]]
+    of_concept = np.flatnonzero(words.concept == concept)
+    count = -(-len(of_concept) // words.share)
+    return of_concept[np.argsort(-readout[of_concept], kind="stable")[:count]]
 
 
 def carrying(effect: np.ndarray) -> int:
@@ -217,8 +217,8 @@ def firing_ratio(firing: np.ndarray, words: Contrast, concept: int) -> float:
     sizes = np.maximum(words.sizes, 1)
     means = np.bincount(words.concept, firing, len(words.against)) / sizes
     others = float(words.against[concept] @ means)
-    own = float(means[concept])
-    return own / others if others > 0 else float(own > 0) * 1e6
+    of_concept = float(means[concept])
+    return of_concept / others if others > 0 else float(of_concept > 0) * 1e6
 
 
 def _mean(values: np.ndarray) -> float:

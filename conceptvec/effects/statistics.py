@@ -1,13 +1,16 @@
-"""Which poles are used for which concept: a test over distinct words, with two nulls that are pooled.
+"""Which poles are used for which concept: a test over distinct words, with two pooled nulls.
 
-Words are the unit: a test over texts takes *day* for a concept, because words repeat (Clark 1973). Other concepts are
-the contrast: against any other word the strongest neurons are those that help all nouns.
+Words are the unit: a test over texts takes *day* for a concept, because words repeat (Clark 1973).
+Other concepts are the contrast: against any other word the strongest neurons are those that help
+all nouns.
 
-1. Of every concept's words the third that the pole promotes most is taken, by its readout, so from the weights alone.
-2. The statistic is the concept's mean effect minus the mean of the other concepts' means, over its standard error with
-   a floor: a neuron without any effect has no spread.
-3. **Permuted words**: the words' labels are shuffled, and 1 and 2 done again. It says whether these words differ from
-   others, and nothing of the neuron's timing: the same vector fired by another neuron passes it just as well.
+1. Of every concept's words the third that the pole promotes most is taken, by its readout, so from
+   the weights alone.
+2. The statistic is the concept's mean effect minus the mean of the other concepts' means, over its
+   standard error with a floor: a neuron without any effect has no spread.
+3. **Permuted words**: the words' labels are shuffled, and 1 and 2 done again. It says whether these
+   words differ from others, and nothing of the neuron's timing: the same vector fired by another
+   neuron passes it just as well.
 4. **Moved vectors**: the statistic of vectors under other neurons' firing.
 
 Each null is pooled, over poles and draws, and p is the larger of the two. Nothing imports torch.
@@ -126,11 +129,11 @@ def _moments(
     for c, size in enumerate(words.sizes):
         if not size:
             continue
-        own = np.flatnonzero(words.concept == c)
+        of_concept = np.flatnonzero(words.concept == c)
         judged = int(words.judged[c])
-        chosen = effect[own]
+        chosen = effect[of_concept]
         if judged < size:
-            best = np.argpartition(-readout[own], judged - 1, axis=0)[:judged]
+            best = np.argpartition(-readout[of_concept], judged - 1, axis=0)[:judged]
             chosen = np.take_along_axis(chosen, best, 0)
         mean[c] = chosen.mean(0)
         if judged > 1:

@@ -1,12 +1,13 @@
 """What the pass leaves behind: sums over rows per distinct word, and over positions per neuron.
 
 Parts of a text are added in a fixed order, so that a resumed run and several processes come to the
-same bytes. All effects are kept as sums over the rows of a word. Mean ablation is linear in them: with
-the mean ā of a pole's part over the whole text, known only at the end, it is ``zero − ā · gradient``.
+same bytes. All effects are kept as sums over the rows of a word. Mean ablation is linear in them:
+with the mean ā of a pole's part over the whole text, known only at the end, it is
+``zero − ā · gradient``.
 
-Memory: 20 bytes per word and neuron, half of that on disk. With 1,000 words Gemma 3 270M takes .74 GB
-and the 1B 3.6 GB; a part takes as much for the words in it alone (128 passages of the 270M: some 130
-words, 48 MB on disk; of the 1B 234 MB).
+Memory: 20 bytes per word and neuron, half of that on disk. With 1,000 words Gemma 3 270M takes .74
+GB and the 1B 3.6 GB; a part takes as much for the words in it alone (128 passages of the 270M: some
+130 words, 48 MB on disk; of the 1B 234 MB).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Effects:
         zero: float32 (L, 2, n, I), Σ_{t>0} of the pole's part × gradient; poles + and −.
         gradient: float32 (L, n, I), Σ_{t>0} of the gradient.
         firing: float32 (L, 2, n, I), the pole's positive activation where the word is predicted.
-        moved: float32 (n, M), Σ_{t>0} of the receiver's positive activation × the gradient along the
-            source's pole.
+        moved: float32 (n, M), Σ_{t>0} of the receiver's positive activation × the gradient along
+            the source's pole.
         occurrences: int32 (m, 2), passage and position of every occurrence that the pass looked at.
         better: int32 (m,), unmasked tokens with a larger logit than the word's.
         log_p: float32 (m,), the word's log-probability in nats.
@@ -53,10 +54,10 @@ class Effects:
     chosen: np.ndarray
 
     def arrays(self) -> Arrays:
-        """The record as the arrays of one part of a run folder; the large ones layer by layer, packed.
+        """The record as arrays of one part of a run folder; the large ones layer by layer, packed.
 
-        A part is used as `of_arrays` gives it back, whether it was computed or read, so that a resumed
-        run comes to the same bytes.
+        A part is used as `of_arrays` gives it back, whether it was computed or read, so that a
+        resumed run comes to the same bytes.
         """
         out: Arrays = {"about_json": {"layers": list(self.layers)}}
         for name in PLAIN:
@@ -106,14 +107,14 @@ PLAIN = tuple(f.name for f in fields(Effects) if f.name not in (*LAYERED, "layer
 
 
 def packed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values (…, n, I) as float16 in units of the largest of each word, and that largest (…, n, 1)."""
+    """Values (…, n, I) as float16 in units of each word's largest, and that largest (…, n, 1)."""
     scale = np.abs(values).max(-1, keepdims=True, initial=0.0)
     scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
     return (values / scale).astype(np.float16), scale
 
 
 def unpacked(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The inverse of `packed`, to 2^-11 of each value, or of the word's largest divided by 16,000."""
+    """The inverse of `packed`, to 2^-11 of each value, or of the word's largest by 16,000."""
     return values.astype(np.float32) * scale
 
 

@@ -1,4 +1,4 @@
-"""The scan's statistics over all poles and concepts, kept in the run folder as ``scan.safetensors``."""
+"""The scan's statistics over all poles and concepts, kept as ``scan.safetensors``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from conceptvec.streams import rng
 from conceptvec.text import plain
 
 if TYPE_CHECKING:
-    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.scan_record import Scan
     from conceptvec.scoring.stage import Scored
 
 FILE = "scan.safetensors"
@@ -82,7 +82,7 @@ def identity_of(scan: Scan) -> dict[str, Any]:
 
 def own_concepts(scan: Scan) -> list[str]:
     """The run's own concepts, without those that serve for contrast alone."""
-    return [scan.concepts[number] for number in scan.text.own]
+    return [scan.concepts[number] for number in scan.text.run_concepts]
 
 
 def surveyed(scan: Scan, identity: dict[str, Any]) -> Everywhere:
@@ -92,10 +92,10 @@ def surveyed(scan: Scan, identity: dict[str, Any]) -> Everywhere:
     def columns_of(layer: int, sign: int) -> Columns:
         return scan.columns(layer, neurons, np.full(len(neurons), sign))
 
-    concepts = list(zip(own_concepts(scan), scan.text.own, strict=True))
+    concepts = list(zip(own_concepts(scan), scan.text.run_concepts, strict=True))
     nulls = nulls_of(scan)
     everywhere = measure(scan.effects.layers, columns_of, scan.contrast, concepts, nulls)
-    known = scan.contrast.sizes[list(scan.text.own)]
+    known = scan.contrast.sizes[list(scan.text.run_concepts)]
     about = {
         "identity": identity,
         "known_words": dict(zip(everywhere.concepts, known.tolist(), strict=True)),
@@ -126,14 +126,14 @@ def controls_of(scan: Scan, nulls: Nulls, cut_off: float) -> dict[str, dict[str,
     * moved: vectors of random poles under neurons that are not in the null.
     * moved_candidates: the same of Stage 2's candidates, each under its own concept alone.
     """
-    own = list(scan.text.own)
+    run_concepts = list(scan.text.run_concepts)
     shuffled = scan.contrast.shuffled(rng(scan.seed, "controls everywhere"))
-    permuted = statistic(sampled(scan), shuffled, PRIOR)[own]
+    permuted = statistic(sampled(scan), shuffled, PRIOR)[run_concepts]
     held_out = np.flatnonzero(scan.is_held_out & scan.is_sampled)
-    moved = statistic(scan.moved_columns.take(held_out), scan.contrast, PRIOR)[own]
+    moved = statistic(scan.moved_columns.take(held_out), scan.contrast, PRIOR)[run_concepts]
     controls = {
-        "permuted_words": _control(permuted, own, nulls, cut_off),
-        "moved": _control(moved, own, nulls, cut_off),
+        "permuted_words": _control(permuted, run_concepts, nulls, cut_off),
+        "moved": _control(moved, run_concepts, nulls, cut_off),
     }
     of_candidates = np.flatnonzero(scan.is_held_out & ~scan.is_sampled)
     if len(of_candidates):
@@ -164,7 +164,8 @@ def read_survey(run: str | Path, fingerprint: str | None = None) -> Everywhere:
 
     Args:
         run: the folder.
-        fingerprint: of the model that they must belong to, such as ``results["model"]["fingerprint"]``.
+        fingerprint: of the model that they must belong to, such as
+            ``results["model"]["fingerprint"]``.
 
     Raises:
         RequestError: the folder holds none, they are damaged, or belong to other weights.

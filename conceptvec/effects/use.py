@@ -11,7 +11,7 @@ from conceptvec.text import plain
 
 @dataclass(frozen=True)
 class Use:
-    """First-order effects of removing a pole on the words of a concept, in nats, and their p-values.
+    """First-order effects of removing a pole on a concept's words, in nats, and their p-values.
 
     Attributes:
         known_words: distinct known words of the concept in the text.

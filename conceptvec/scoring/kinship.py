@@ -168,7 +168,7 @@ class Rows:
     def compare(
         self, groups: list[np.ndarray], languages: list[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Every token's cosines to groups of tokens (V, groups) and languages, and its sketch (V, s).
+        """Every token's cosines to groups of tokens (V, groups), to languages, its sketch (V, s).
 
         The cosine of a group's own member is the one to the mean of the others.
         """
@@ -242,7 +242,7 @@ def _lists(listed: Listed, theme: int, concepts: int) -> np.ndarray:
 
 
 def _with_listed(belongs: np.ndarray, listed: Listed) -> np.ndarray:
-    """Memberships (V, themes) with the concepts' words in full, homographs by the floor at least."""
+    """Memberships (V, themes) with the concepts' words in full, homographs by the floor or more."""
     rows = np.flatnonzero(listed.concept >= 0)
     columns = listed.concept[rows]
     plain = listed.hit[rows] >= 1

@@ -32,23 +32,40 @@ ENDINGS = {
     "es": (5, "s es o os a as"),
     "it": (5, "o a i e hi he"),
     "pt": (5, "s es o os a as oes aos aes ao"),
-    "pl": (5, "a i y e ę ą o u ów om ami ach em ie owi ej ego emu ych ym ymi iem ia ię ią iami iach iom ii"),
-    "tr": (5, "lar ler ı i u ü a e ın in un ün da de dan den ları leri ların lerin yı yi ya ye sı si nın nin"),
-    "ru": (4, "а я о е ё ы и у ю ь й ой ей ою ею ом ем ём ам ям ами ями ах ях ов ев ёв ью ия ии ию ией ий ый ая яя ое "
-              "ее ые ие ого его ому ему ым им ых их ую юю ыми ими"),
-    "uk": (4, "а я о е и і ї у ю ь й ою ею єю ом ем єм ам ям ами ями ах ях ів їв ові еві єві ий ій є ого ому им их ими "
-              "ію ією"),
+    "pl": (
+        5,
+        "a i y e ę ą o u ów om ami ach em ie owi ej ego emu ych ym ymi iem ia ię ią iami iach "
+        "iom ii",
+    ),
+    "tr": (
+        5,
+        "lar ler ı i u ü a e ın in un ün da de dan den ları leri ların lerin yı yi ya ye sı si "
+        "nın nin",
+    ),
+    "ru": (
+        4,
+        "а я о е ё ы и у ю ь й ой ей ою ею ом ем ём ам ям ами ями ах ях ов ев ёв ью ия ии ию ией "
+        "ий ый ая яя ое ее ые ие ого его ому ему ым им ых их ую юю ыми ими",
+    ),
+    "uk": (
+        4,
+        "а я о е и і ї у ю ь й ою ею єю ом ем єм ам ям ами ями ах ях ів їв ові еві єві ий ій є "
+        "ого ому им их ими ію ією",
+    ),
     "hi": (4, "ों ें ां ाँ ियों ियां ियाँ ी ि ा े ो"),
     "ar": (4, "ة ات ه ها هم ين ان ون ي"),
     "ko": (2, "을 를 은 는 이 가 에 의 도 와 과 로 으로 에서 들 들이 들은 들을"),
-}  # fmt: skip
+}
 # The stem itself is a form, as in the Slavic genitive plural: собака, собак.
 BARE = {"pl", "ru", "uk", "ar"}
 ARTICLE = re.compile(r"^(وال|بال|كال|فال|لل|ال)(?=...)")
 SCRIPTS = {
-    "LATIN": ("en", "de", "fr", "es", "it", "pt", "pl", "tr"), "CYRILLIC": ("ru", "uk"), "DEVANAGARI": ("hi",),
-    "ARABIC": ("ar",), "HANGUL": ("ko",),
-}  # fmt: skip
+    "LATIN": ("en", "de", "fr", "es", "it", "pt", "pl", "tr"),
+    "CYRILLIC": ("ru", "uk"),
+    "DEVANAGARI": ("hi",),
+    "ARABIC": ("ar",),
+    "HANGUL": ("ko",),
+}
 _ACCENTS = str.maketrans("äöüàâáãåèéêëìíîïòóôõùúûçñ", "aouaaaaaeeeeiiiioooouuucn")
 
 

@@ -114,7 +114,7 @@ def bench_scan(
         "tokens_scanned": len(text.ids),
         "tokens_written": texts * NEW_TOKENS,
         "words": len(targets),
-        "moved": gradients.n_moved,
+        "moved": gradients.size.moved,
         "spread": max(max(times) / min(times) - 1 for times in seconds.values()),
         "repeats": repeats,
         "dtype": dtype,

@@ -246,5 +246,5 @@ def _last_log_p(
     else:
         hidden = model.decoder(input_ids=ids, use_cache=False).last_hidden_state
         logits = (hidden[rows, position] @ model.unembedding.T).float()
-    own = logits.gather(1, ids[rows, position + 1][:, None])[:, 0]
-    return (own - logits.logsumexp(1)).cpu().double().numpy()
+    of_word = logits.gather(1, ids[rows, position + 1][:, None])[:, 0]
+    return (of_word - logits.logsumexp(1)).cpu().double().numpy()

@@ -11,7 +11,9 @@ import torch
 
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config, parse_layers
-from conceptvec.effects.stage import RunningText, Scan, running_text, scan_text
+from conceptvec.effects.running_text import RunningText
+from conceptvec.effects.scan_record import Scan
+from conceptvec.effects.stage import running_text, scan_text
 from conceptvec.errors import RequestError
 from conceptvec.extraction.activations import capturing
 from conceptvec.model.vocabulary import masked_tokens, token_texts
@@ -37,7 +39,6 @@ class Ground:
         model: the model.
         text: the running text.
         run: Stage 3 on a scan of the model as it is, over its last layer alone.
-        masked: bool (V,), tokens that are never shown.
         hashes: of the beginning that ends at each token: int64 (tokens,).
         before_words: the plantable concepts, each with the positions before its known words, int64.
         not_planted: name of a concept → why nothing can be planted for it.
@@ -46,7 +47,6 @@ class Ground:
     model: Model
     text: RunningText
     run: Run
-    masked: np.ndarray
     hashes: np.ndarray
     before_words: dict[int, np.ndarray]
     not_planted: dict[str, str]
@@ -87,12 +87,13 @@ class Ground:
     def facts(self, corpus: str) -> dict[str, Any]:
         """What the document says of the text."""
         passages = self.text.passages
+        known_words = self.run.text.known_words
         return {
             "corpus": corpus,
             "digest": passages.digest,
             "passages": len(passages),
             "tokens": len(passages.ids),
-            "known_words": {self.names[c]: self.run.text.known_words(c) for c in self.text.own},
+            "known_words": {self.names[c]: known_words(c) for c in self.text.run_concepts},
         }
 
 
@@ -103,17 +104,17 @@ def survey(model: Model, config: Config, parts: Parts) -> Ground:
         RequestError: there is none, or the corpus cannot be read.
     """
     concepts = load_concepts(config.concepts, with_prompts=False)
-    text = running_text(model, config, concepts, parts)
     masked = masked_tokens(model, token_texts(model)).numpy()
+    text = running_text(model, config, concepts, masked, parts)
     # The last layer alone: what is wanted is which words the model knows where.
-    scan = scan_text(text, model, config, [model.n_layers - 1], [], masked, parts)
+    scan = scan_text(text, model, config, [model.n_layers - 1], [], parts)
     run = run_on(scan, config, Parts())
 
     before_words: dict[int, np.ndarray] = {}
     not_planted: dict[str, str] = {}
     known = np.flatnonzero(run.text.target >= 0)
     concept_of = run.text.word_concept[run.text.target[known]]
-    for concept in text.own:
+    for concept in text.run_concepts:
         at = known[concept_of == concept]
         if reason := _why_not(run, concept, at):
             not_planted[scan.concepts[concept]] = reason
@@ -133,7 +134,7 @@ def survey(model: Model, config: Config, parts: Parts) -> Ground:
             f"the {model.intermediate_size} neurons of a layer; give fewer --concepts"
         )
     hashes = text_hashes(text.passages)
-    return Ground(model, text, run, masked, hashes, before_words, not_planted)
+    return Ground(model, text, run, hashes, before_words, not_planted)
 
 
 def _why_not(run: Run, concept: int, before_words: np.ndarray) -> str | None:

@@ -1,4 +1,4 @@
-"""Planted concept vectors: a positive control that lives in a loaded model for as long as it is asked.
+"""Planted concept vectors: a positive control that lives in a loaded model while it is asked.
 
 A planted neuron takes the place of a real one: its column of ``down_proj`` is the planted vector,
 and its activation is about 1 at chosen places of a text and 0 elsewhere. A place is known by the

@@ -110,7 +110,7 @@ def play(ground: Ground, config: Config, options: Options, number: int, layer: i
     candidates = [*of_plants, *random]
     named = [(candidate.pole, names.index(candidate.concept)) for candidate in candidates]
     with planted(model, plants):
-        scan = scan_text(ground.text, model, config, [layer], named, ground.masked, Parts())
+        scan = scan_text(ground.text, model, config, [layer], named, Parts())
         tested, controls = verdicts_on(run_on(scan, config, Parts()), candidates)
     of_neuron = {item.subject.neuron: item for item in tested[: len(plants)]}
     columns = [plant.column.cpu().numpy() for plant in plants]
@@ -173,7 +173,7 @@ def _direction(ground: Ground, layer: int, concept: int, fold: str) -> torch.Ten
     is_own = ground.is_word_of(concept)
     words, others = ground.known_tokens[is_own], ground.known_tokens[~is_own]
     if not len(others):
-        others = np.flatnonzero(~ground.masked)
+        others = np.flatnonzero(~ground.text.masked)
     return concept_direction(ground.model, layer, words, others, fold)
 
 
@@ -260,9 +260,9 @@ def _outcome(item: Tested) -> dict[str, Any]:
         "id": item.subject.id,
         "p_value": plain(item.use.p),
         "used": item.used,
-        "concept_drop": plain(primary.own) if primary else None,
+        "concept_drop": plain(primary.of_concept) if primary else None,
         "unrelated_drop": None if unrelated is None else plain(unrelated),
-        "n_concept_positions": len(item.positions.own),
+        "n_concept_positions": len(item.positions.of_concept),
         "verdict": item.judgement.verdict,
         "failed": list(item.judgement.failed),
     }
@@ -274,6 +274,6 @@ def _top_tokens(ground: Ground, fold: str, item: Tested) -> list[str]:
     direction = model.readout_directions(subject.layer, fold, neuron)[0] * subject.sign
     parts = model.unembedding.split(2**14)
     readout = torch.cat([rows.float() @ direction for rows in parts]).cpu()
-    readout[torch.from_numpy(ground.masked)] = -torch.inf
+    readout[torch.from_numpy(ground.text.masked)] = -torch.inf
     best = readout.topk(min(SHOWN_TOKENS, len(readout))).indices.tolist()
     return [ground.text.pieces[token].strip() for token in best]

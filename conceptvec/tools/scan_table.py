@@ -20,8 +20,9 @@ from conceptvec.concepts import ConceptSet, load_concepts
 from conceptvec.config import Config, parse_layers
 from conceptvec.effects.everywhere import Everywhere
 from conceptvec.effects.named import CARRYING, Named, is_named, named_poles, promoted, strongest
+from conceptvec.effects.scan_record import Scan
 from conceptvec.effects.significance import MAX_Q
-from conceptvec.effects.stage import Scan, running_text, scan_text
+from conceptvec.effects.stage import running_text, scan_text
 from conceptvec.effects.survey import survey
 from conceptvec.effects.target_words import TargetWords, token_pieces
 from conceptvec.errors import RequestError
@@ -78,8 +79,8 @@ def scan(model: Model, config: Config, parts: Parts | None = None, limit: int = 
     check_words(model, concepts)
     projector, texts, masked = make_projector(model, TOKENS)
     layers = parse_layers(config.layers, model.n_layers)
-    text = running_text(model, config, concepts, parts)
-    scanned = scan_text(text, model, config, layers, [], masked.numpy(), parts)
+    text = running_text(model, config, concepts, masked.numpy(), parts)
+    scanned = scan_text(text, model, config, layers, [], parts)
     everywhere = survey(scanned, parts)
 
     listed = {

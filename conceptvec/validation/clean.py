@@ -62,11 +62,11 @@ class CleanPass:
         """Log-probability of the token after each position, nats: float64 (n,)."""
         todo = np.unique(positions[np.isnan(self._log_p[positions])])
         for start in range(0, len(todo), LOGIT_ROWS):
-            some = todo[start : start + LOGIT_ROWS]
-            logits = self.model.logits(self._states[some].to(self.model.device))
-            tokens = torch.as_tensor(self.passages.ids[some + 1], dtype=torch.long)
-            own = logits.gather(1, tokens.to(logits.device)[:, None])[:, 0]
-            self._log_p[some] = (own - logits.logsumexp(1)).cpu().double().numpy()
+            batch = todo[start : start + LOGIT_ROWS]
+            logits = self.model.logits(self._states[batch].to(self.model.device))
+            tokens = torch.as_tensor(self.passages.ids[batch + 1], dtype=torch.long)
+            of_word = logits.gather(1, tokens.to(logits.device)[:, None])[:, 0]
+            self._log_p[batch] = (of_word - logits.logsumexp(1)).cpu().double().numpy()
         return self._log_p[positions]
 
     @torch.inference_mode()

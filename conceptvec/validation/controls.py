@@ -86,12 +86,12 @@ def wrong_concept_subjects(
     candidates: Sequence[Subject], concepts: Sequence[int], rng: np.random.Generator
 ) -> list[Subject]:
     """Every candidate under a concept, drawn among `concepts`, that is none of its neuron's."""
-    own: dict[tuple[int, int], set[int]] = {}
+    concepts_of: dict[tuple[int, int], set[int]] = {}
     for subject in candidates:
-        own.setdefault((subject.layer, subject.neuron), set()).add(subject.concept)
+        concepts_of.setdefault((subject.layer, subject.neuron), set()).add(subject.concept)
     wrong = []
     for subject in candidates:
-        free = [c for c in concepts if c not in own[subject.layer, subject.neuron]]
+        free = [c for c in concepts if c not in concepts_of[subject.layer, subject.neuron]]
         if free:
             concept = int(rng.choice(free))
             wrong.append(
@@ -128,7 +128,7 @@ def _point(control: Tested, concepts: Sequence[str]) -> dict[str, Any]:
         "id": subject.id,
         "in_place_of": f"L{subject.layer:02d}_N{subject.neuron:04d}" if subject.moved else None,
         "concept": concepts[subject.concept],
-        "concept_drop": plain(primary.own),
+        "concept_drop": plain(primary.of_concept),
         "unrelated_drop": None if primary.unrelated is None else plain(primary.unrelated),
         "verdict": control.judgement.verdict,
     }

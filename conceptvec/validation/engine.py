@@ -286,11 +286,11 @@ class Engine:
             span = slice(begin, begin + LOGIT_ROWS)
             logits = self.model.logits(last[span])
             log_p = logits.log_softmax(1) if reference else None
-            own = logits.gather(1, answers[span, None])
-            of_token = own[:, 0] - logits.logsumexp(1)
+            of_answer = logits.gather(1, answers[span, None])
+            of_token = of_answer[:, 0] - logits.logsumexp(1)
             np.add.at(total, rows[span], of_token.cpu().double().numpy())
             if ranked:
-                np.maximum.at(better, rows[span], (logits > own).sum(1).cpu().numpy())
+                np.maximum.at(better, rows[span], (logits > of_answer).sum(1).cpu().numpy())
             if log_p is None:
                 continue
             for i, r in enumerate(rows[span]):

@@ -11,7 +11,7 @@ from conceptvec.validation.evidence import Tested, examples, words_lost
 from conceptvec.validation.rule import VERDICTS
 
 if TYPE_CHECKING:
-    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.scan_record import Scan
     from conceptvec.records import Candidate, Pole
     from conceptvec.validation.positions import Field
 
@@ -45,7 +45,7 @@ def entry_of(
         "ci95": [plain(x) for x in tested.interval] if tested.interval else [None, None],
         "p_value": plain(use.p),
         "q_value": plain(q_value),
-        "n_concept_positions": len(positions.own),
+        "n_concept_positions": len(positions.of_concept),
         "n_unrelated_positions": positions.matched,
         "n_silent_positions": len(positions.silent),
         "n_unmatched_positions": positions.unmatched,
@@ -63,11 +63,11 @@ def entry_of(
 
 def _in_top_tokens(candidate: Candidate, tested: Tested, scan: Scan) -> float | None:
     """The share of own positions whose word is among the pole's top tokens."""
-    own = tested.positions.own
-    if not len(own):
+    of_concept = tested.positions.of_concept
+    if not len(of_concept):
         return None
     top = {token.strip().casefold() for token, _ in candidate.top_tokens}
-    words = [scan.decode([int(scan.passages.ids[position + 1])]) for position in own]
+    words = [scan.decode([int(scan.passages.ids[position + 1])]) for position in of_concept]
     return plain(np.mean([word.strip().casefold() in top for word in words]))
 
 

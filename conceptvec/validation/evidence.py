@@ -1,4 +1,4 @@
-"""From what was measured to what is judged: drops by kind of position, intervals, words, examples."""
+"""From what was measured to what is judged: drops by kind of position, intervals, examples."""
 
 from __future__ import annotations
 
@@ -23,9 +23,16 @@ OWN_EXAMPLES, OTHER_EXAMPLES = 5, 3
 
 @dataclass(frozen=True)
 class Drops:
-    """Mean drops of one kind of damage, in nats; None where there are no such positions."""
+    """Mean drops of one kind of damage, in nats; None where there are no such positions.
 
-    own: float
+    Attributes:
+        of_concept: at the concept's own positions.
+        elsewhere: at the positions matched to them.
+        others: at positions of other concepts.
+        silent: where the neuron rests.
+    """
+
+    of_concept: float
     elsewhere: float | None
     others: float | None
     silent: float | None
@@ -39,12 +46,12 @@ class Drops:
     @property
     def selectivity(self) -> float | None:
         """Own minus unrelated."""
-        return None if self.unrelated is None else self.own - self.unrelated
+        return None if self.unrelated is None else self.of_concept - self.unrelated
 
     def entry(self) -> dict[str, float | None]:
         """The drops as the results document holds them."""
         values = {
-            "concept_drop": self.own,
+            "concept_drop": self.of_concept,
             "unrelated_drop": self.unrelated,
             "elsewhere_drop": self.elsewhere,
             "others_drop": self.others,
@@ -87,9 +94,14 @@ def drops_of(measured: Measured, positions: Positions, kind: str) -> Drops:
     def mean(at: np.ndarray) -> float | None:
         return float(measured.drops(kind, at).mean()) if len(at) else None
 
-    own = mean(positions.own)
-    assert own is not None
-    return Drops(own, mean(positions.elsewhere), mean(positions.others), mean(positions.silent))
+    of_concept = mean(positions.of_concept)
+    assert of_concept is not None
+    return Drops(
+        of_concept,
+        mean(positions.elsewhere),
+        mean(positions.others),
+        mean(positions.silent),
+    )
 
 
 def interval_of(
@@ -105,7 +117,7 @@ def interval_of(
         return Sample(measured.drops(kind, at), text.document[at])
 
     others = [sample(at) for at in (positions.elsewhere, positions.others) if len(at)]
-    return selectivity_interval(sample(positions.own), others, stream)
+    return selectivity_interval(sample(positions.of_concept), others, stream)
 
 
 def evidence_of(
@@ -119,14 +131,14 @@ def evidence_of(
     primary, rotated = next(iter(drops.values()), None), drops.get("rotate")
     return Evidence(
         known_words=use.known_words,
-        own_positions=len(positions.own),
+        own_positions=len(positions.of_concept),
         matched_positions=positions.matched,
         firing_ratio=use.firing_ratio,
         used=used,
         carrying_words=use.words,
         largest_other=use.other_share,
-        own_drop=primary.own if primary else None,
-        rotate_drop=rotated.own if rotated else None,
+        own_drop=primary.of_concept if primary else None,
+        rotate_drop=rotated.of_concept if rotated else None,
         unrelated_drop=primary.unrelated if primary else None,
         selectivity_low=interval[0] if interval else None,
     )
@@ -142,8 +154,8 @@ def words_lost(
     measured: Measured, positions: Positions, text: Field
 ) -> list[tuple[int, float, int]]:
     """Distinct words at own positions with mean drop and number, largest drop first."""
-    drops = measured.drops(measured.primary, positions.own)
-    words = text.target[positions.own]
+    drops = measured.drops(measured.primary, positions.of_concept)
+    words = text.target[positions.of_concept]
     rows = [
         (int(word), float(drops[words == word].mean()), int((words == word).sum()))
         for word in np.unique(words)
@@ -153,7 +165,8 @@ def words_lost(
 
 def example_positions(positions: Positions) -> np.ndarray:
     """The strongest own positions and the strongest elsewhere: int64 (at most 8,)."""
-    return np.concatenate([positions.own[:OWN_EXAMPLES], positions.elsewhere[:OTHER_EXAMPLES]])
+    strongest = positions.of_concept[:OWN_EXAMPLES]
+    return np.concatenate([strongest, positions.elsewhere[:OTHER_EXAMPLES]])
 
 
 def examples(
@@ -182,7 +195,7 @@ def examples(
                 "ids": ids,
                 "text": decode(ids[:-1]),
                 "word": decode(ids[-1:]),
-                "own": index < min(len(tested.positions.own), OWN_EXAMPLES),
+                "own": index < min(len(tested.positions.of_concept), OWN_EXAMPLES),
                 "activation": plain(activations[index]),
                 "clean": plain(clean[index]),
                 "damaged": plain(damaged[index]),

@@ -16,7 +16,7 @@ from conceptvec.text import plain
 from conceptvec.validation.measure import Request, Setting, Subject, measure_unit, split_unit
 
 if TYPE_CHECKING:
-    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.scan_record import Scan
 
 ROWS_A_WORD = 4  # occurrences of a word that are damaged, at most
 

@@ -25,7 +25,7 @@ from conceptvec.validation.transfer import PromptTable, measure_transfer, transf
 
 if TYPE_CHECKING:
     from conceptvec.config import Config
-    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.scan_record import Scan
 
 REPEATED_VALIDATED, REPEATED_OTHERS = 60, 20  # candidates measured exactly, at most
 SHOWN_TEXTS = 12  # validated vectors whose continuations are written
@@ -140,7 +140,7 @@ def _continuations(run: Run, validated: Sequence[Tested]) -> dict[str, list[dict
         for items in by_concept.values()
         if turn < len(items)
     ][:SHOWN_TEXTS]
-    strongest = {item.subject.key: int(item.positions.own[0]) for item in in_turn}
+    strongest = {item.subject.key: int(item.positions.of_concept[0]) for item in in_turn}
 
     def write(subject: Subject) -> Arrays:
         ids = list(run.setting.text(strongest[subject.key]).ids)[:-1]
@@ -159,20 +159,21 @@ def _sets(run: Run, tested: Sequence[Tested]) -> list[dict[str, Any]]:
     taken = {(item.subject.layer, item.subject.neuron) for item in tested}
     tasks: list[Task] = []
     about = []
-    for concept in run.scan.text.own:
+    for concept in run.scan.text.run_concepts:
         name = run.scan.concepts[concept]
         best = sets.best_of(concept, tested)
         stream = rng(run.config.seed, f"sets of {name}")
-        own, others = sets.set_positions(run.text, concept, stream)
-        if len(best) < 2 or len(own) < 4 or len(others) < 4:
+        of_concept, others = sets.set_positions(run.text, concept, stream)
+        if len(best) < 2 or len(of_concept) < 4 or len(others) < 4:
             continue
         random = [
             sets.random_set(best, taken, run.scan.likeness, stream) for _ in range(sets.RANDOM_SETS)
         ]
         members = [best, *random]
-        part = part_name(f"validation/set_{concept:02d}", members, own.tolist(), others.tolist())
-        tasks.append((part, _set_task(run, members, own, others)))
-        about.append((name, best, len(own)))
+        stem = f"validation/set_{concept:02d}"
+        part = part_name(stem, members, of_concept.tolist(), others.tolist())
+        tasks.append((part, _set_task(run, members, of_concept, others)))
+        about.append((name, best, len(of_concept)))
     done = run.parts.map(tasks, "Stage 3: sets", "concept") if tasks else []
     return [
         sets.set_entry(name, best, n_own, arrays)
@@ -181,9 +182,9 @@ def _sets(run: Run, tested: Sequence[Tested]) -> list[dict[str, Any]]:
 
 
 def _set_task(
-    run: Run, members: Sequence[Sequence[sets.Place]], own: np.ndarray, others: np.ndarray
+    run: Run, members: Sequence[Sequence[sets.Place]], of_concept: np.ndarray, others: np.ndarray
 ) -> Callable[[], Arrays]:
-    return lambda: sets.measure_sets(members, own, others, run.setting)
+    return lambda: sets.measure_sets(members, of_concept, others, run.setting)
 
 
 def _map(

@@ -148,7 +148,7 @@ class Setting:
 
 
 def baseline(subject: Subject, setting: Setting) -> Damage:
-    """What puts the subject's vector into the neuron's column; nothing where it is there already."""
+    """What puts the subject's vector into the neuron's column; nothing where it stands there."""
     column = setting.vector(subject.layer, subject.neuron)
     if not subject.moved:
         return Damage(subject.neuron, 0.0, 0.0, torch.zeros_like(column))

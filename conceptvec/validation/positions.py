@@ -2,8 +2,8 @@
 
 A position t stands for the prediction of the token after it. For one pole and one concept:
 
-* **own**: the next token is a known word of the concept, and the pole fires there; strongest first,
-  one a document, few of one word.
+* **of the concept**, the *own* ones: the next token is a known word of the concept, and the pole
+  fires there; strongest first, one a document, few of one word.
 * **elsewhere**: the next token is no word of the concept, and the pole fires as strongly as at the
   own position that it is matched to.
 * **others**: the next token is a known word of another concept, of like clean log-probability.
@@ -60,14 +60,14 @@ class Positions:
     """The positions of one pole and one concept: int64 arrays; the matched ones in pairs.
 
     Attributes:
-        own: (n,), strongest first.
-        elsewhere: (n,), matched to `own` one by one.
+        of_concept: (n,), the own ones, strongest first.
+        elsewhere: (n,), matched to `of_concept` one by one.
         others: (m,), of the other concepts.
         silent: (s,).
         unmatched: own positions that were dropped because nothing elsewhere is alike.
     """
 
-    own: np.ndarray
+    of_concept: np.ndarray
     elsewhere: np.ndarray
     others: np.ndarray
     silent: np.ndarray
@@ -80,7 +80,8 @@ class Positions:
 
     def all(self) -> np.ndarray:
         """Every position, each once."""
-        return np.unique(np.concatenate([self.own, self.elsewhere, self.others, self.silent]))
+        kinds = [self.of_concept, self.elsewhere, self.others, self.silent]
+        return np.unique(np.concatenate(kinds))
 
 
 def own_positions(field: Field, activation: np.ndarray, concept: int) -> np.ndarray:
@@ -130,27 +131,27 @@ def choose_positions(
         log_p: gives clean log-probabilities of next tokens.
         seed: breaks ties between positions that are alike.
     """
-    own = own_positions(field, activation, concept)
-    pairs = _elsewhere(field, activation, concept, own, log_p)
-    kept = own[[index for index, _ in pairs]][:LARGEST_SET]
+    of_concept = own_positions(field, activation, concept)
+    pairs = _elsewhere(field, activation, concept, of_concept, log_p)
+    kept = of_concept[[index for index, _ in pairs]][:LARGEST_SET]
     elsewhere = np.array([position for _, position in pairs], np.int64)[:LARGEST_SET]
     others = _others(field, concept, kept, log_p, seed)
     silent = _silent(field, activation, concept, kept)
-    unmatched = min(len(own), LARGEST_SET) - len(kept)
+    unmatched = min(len(of_concept), LARGEST_SET) - len(kept)
     return Positions(kept, elsewhere, others, silent, max(unmatched, 0))
 
 
 def _elsewhere(
-    field: Field, activation: np.ndarray, concept: int, own: np.ndarray, log_p: LogP
+    field: Field, activation: np.ndarray, concept: int, of_concept: np.ndarray, log_p: LogP
 ) -> list[tuple[int, int]]:
-    """Pairs of an index into `own` and the position matched to it, at most `LARGEST_SET`."""
+    """Pairs of an index into `of_concept` and the position matched to it, at most `LARGEST_SET`."""
     allowed = np.flatnonzero(field.scored & (field.mentions != concept) & (activation > 0))
     allowed = allowed[np.argsort(activation[allowed], kind="stable")]
     strength = activation[allowed]
 
     # The positions alike in activation for every own position, nearest first.
     alike = []
-    for a in activation[own[: 2 * LARGEST_SET]]:
+    for a in activation[of_concept[: 2 * LARGEST_SET]]:
         low, high = np.searchsorted(strength, [a * (1 - ALIKE), a * (1 + ALIKE)])
         order = np.argsort(np.abs(strength[low:high] - a), kind="stable")
         alike.append(allowed[low:high][order])
@@ -163,7 +164,7 @@ def _elsewhere(
     # equal activation have used it up, the nearest in activation takes its place.
     pairs: list[tuple[int, int]] = []
     free = np.ones(int(field.document.max()) + 1, bool)
-    for index, (near, own_log_p) in enumerate(zip(alike, log_p(own), strict=False)):
+    for index, (near, own_log_p) in enumerate(zip(alike, log_p(of_concept), strict=False)):
         left = near[free[field.document[near]]]
         if not len(left) or len(pairs) == LARGEST_SET:
             continue
@@ -179,13 +180,13 @@ def _elsewhere(
 
 
 def _others(
-    field: Field, concept: int, own: np.ndarray, log_p: LogP, seed: np.random.Generator
+    field: Field, concept: int, of_concept: np.ndarray, log_p: LogP, seed: np.random.Generator
 ) -> np.ndarray:
     """For each own position one before a word of another concept, in turn, of like log p."""
     known = np.flatnonzero(field.target >= 0)
     concept_of = field.word_concept[field.target[known]]
     names = [c for c in np.unique(concept_of) if c != concept]
-    if not names or not len(own):
+    if not names or not len(of_concept):
         return np.zeros(0, np.int64)
     pools = {c: known[concept_of == c] for c in names}
     chances = {c: log_p(pool) for c, pool in pools.items()}
@@ -193,7 +194,7 @@ def _others(
 
     chosen: list[int] = []
     free = np.ones(int(field.document.max()) + 1, bool)
-    for turn, own_log_p in enumerate(log_p(own)):
+    for turn, own_log_p in enumerate(log_p(of_concept)):
         c = names[order[turn % len(names)]]
         left = free[field.document[pools[c]]]
         if not left.any():
@@ -205,11 +206,13 @@ def _others(
     return np.array(chosen, np.int64)
 
 
-def _silent(field: Field, activation: np.ndarray, concept: int, own: np.ndarray) -> np.ndarray:
+def _silent(
+    field: Field, activation: np.ndarray, concept: int, of_concept: np.ndarray
+) -> np.ndarray:
     """Positions before words of the concept where the neuron rests, one a document."""
-    if not len(own):
+    if not len(of_concept):
         return np.zeros(0, np.int64)
-    rest = AT_REST * float(np.median(activation[own]))
+    rest = AT_REST * float(np.median(activation[of_concept]))
     at = _before_words_of(field, concept)
     at = at[np.abs(activation[at]) <= rest]
     at = at[np.argsort(np.abs(activation[at]), kind="stable")]

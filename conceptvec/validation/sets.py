@@ -3,9 +3,9 @@
 **Sets.** The ten best vectors of a concept (largest first-order effect on its words) are removed
 together, in as many layers as they come from, and compared with random sets: for each vector
 another neuron of its layer, near in norm and activation, that is no candidate. They are chosen by
-the scan alone, before any of them is damaged, but on the same text: the random sets were not chosen,
-so the comparison says that the best together do more than others, not by how much they would on
-another text.
+the scan alone, before any of them is damaged, but on the same text: the random sets were not
+chosen, so the comparison says that the best together do more than others, not by how much they
+would on another text.
 
 **Continuations.** Greedy text after the strongest example: clean, with the vector removed, and with
 five times its write.
@@ -69,18 +69,18 @@ def set_positions(
     """Random positions before known words of a concept, and before those of the others."""
     known = np.flatnonzero(field.target >= 0)
     is_own = field.word_concept[field.target[known]] == concept
-    own, others = (
+    of_concept, others = (
         np.sort(stream.permutation(known[mask])[:SET_POSITIONS]) for mask in (is_own, ~is_own)
     )
-    return own, others
+    return of_concept, others
 
 
 def measure_sets(
-    sets: Sequence[Sequence[Place]], own: np.ndarray, others: np.ndarray, setting: Setting
+    sets: Sequence[Sequence[Place]], of_concept: np.ndarray, others: np.ndarray, setting: Setting
 ) -> Arrays:
     """What removing whole sets costs: drops (sets, positions), own ones first."""
     model = setting.model
-    texts = [setting.text(int(at)) for at in np.concatenate([own, others])]
+    texts = [setting.text(int(at)) for at in np.concatenate([of_concept, others])]
     engine = Engine(model, texts, setting.batch_size, setting.replay)
     everything = range(len(texts))
     clean = engine.clean(everything).log_p
@@ -96,12 +96,12 @@ def measure_sets(
 
 def set_entry(concept: str, best: Sequence[Place], n_own: int, arrays: Arrays) -> dict[str, Any]:
     """One concept's set in the results document; the first row is the set, the rest are random."""
-    own, others = arrays["drop"][:, :n_own].mean(1), arrays["drop"][:, n_own:].mean(1)
-    selectivity = own - others
+    of_concept, others = arrays["drop"][:, :n_own].mean(1), arrays["drop"][:, n_own:].mean(1)
+    selectivity = of_concept - others
     return {
         "concept": concept,
         "vectors": [list(place) for place in best],
-        "concept_drop": plain(own[0]),
+        "concept_drop": plain(of_concept[0]),
         "unrelated_drop": plain(others[0]),
         "selectivity": plain(selectivity[0]),
         "p_value": plain(null_p(selectivity[0], selectivity[1:])),

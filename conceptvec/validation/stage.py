@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from conceptvec.runfolder import Arrays, Parts, Task, part_name
 from conceptvec.streams import rng
 from conceptvec.validation import controls
 from conceptvec.validation.agreement import damage_agreement
-from conceptvec.validation.clean import CleanPass
 from conceptvec.validation.damage import Damager
 from conceptvec.validation.engine import Text
 from conceptvec.validation.entries import entry_of, sort_key
@@ -42,19 +41,18 @@ from conceptvec.validation.measure import (
     measure_unit,
     split_unit,
 )
-from conceptvec.validation.positions import Field, Positions, choose_positions
+from conceptvec.validation.placement import Placed, field_of, place
 from conceptvec.validation.replay import Replay
-from conceptvec.validation.rule import RULE, Judgement, judge, worth_damaging
+from conceptvec.validation.rule import RULE, Judgement, judge
 
 if TYPE_CHECKING:
     from conceptvec.concepts import Prompt
     from conceptvec.config import Config
-    from conceptvec.effects.stage import Scan
+    from conceptvec.effects.scan_record import Scan
     from conceptvec.effects.use import Use
     from conceptvec.records import Candidate
 
-GIGABYTE = 2**30
-ACTIVATION_BYTES = 1 * GIGABYTE  # of activations that are held at a time
+CHECKED_TEXTS = 200  # beginnings of passages among which the check on the engine chooses
 
 
 @dataclass(frozen=True)
@@ -78,25 +76,6 @@ class Validation:
     agreement: dict[str, Any]
     cost: np.ndarray
     seconds: float
-
-
-CHECKED_TEXTS = 200  # beginnings of passages among which the check on the engine chooses
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """A subject with what the scan says of it and the positions at which it can be damaged."""
-
-    subject: Subject
-    use: Use
-    used: bool
-    positions: Positions
-    example_activations: np.ndarray
-
-    @property
-    def worth_damaging(self) -> bool:
-        """Whether damage can still lead to `validated`."""
-        return worth_damaging(evidence_of(self.use, self.used, self.positions, {}, None))
 
 
 def damage_candidates(
@@ -141,7 +120,7 @@ def damage_candidates(
         sorted(entries, key=sort_key),
         control_rates(judged_controls, scan.concepts),
         extras.sets,
-        {scan.concepts[c]: run.text.known_words(c) for c in scan.text.own},
+        {scan.concepts[c]: run.text.known_words(c) for c in scan.text.run_concepts},
         agreement,
         run.cost,
         round(time.perf_counter() - start, 3),
@@ -170,7 +149,8 @@ def verdicts_on(run: Run, candidates: Sequence[Candidate]) -> tuple[list[Tested]
     ]
     control_subjects, control_uses = _controls(run, subjects)
     uses = [*run.scan.candidate_uses, *control_uses]
-    placed = _place(run, [*subjects, *control_subjects], uses)
+    everyone = [*subjects, *control_subjects]
+    placed = place(run.scan, run.text, run.config.seed, everyone, uses)
     measured = _measure(run, placed)
     tested = [_judged(run, item, measured.get(item.subject.key)) for item in placed]
     return tested[: len(candidates)], tested[len(candidates) :]
@@ -192,29 +172,6 @@ def _sample_texts(setting: Setting) -> list[Text]:
     return [
         setting.text(int(passages.starts[i] + max(passages.lengths[i] // 2, 1))) for i in members
     ]
-
-
-def field_of(scan: Scan) -> Field:
-    """The scan's text as flat arrays for the choice of positions."""
-    passages, size = scan.passages, len(scan.passages.ids)
-    position_in = np.arange(size) - passages.starts[scan.passage_of]
-    following = position_in + 1  # of the token that a position predicts
-    inside = following < passages.lengths[scan.passage_of]
-    scored = inside & (following >= passages.scored_from[scan.passage_of])
-    next_token = np.roll(passages.ids, -1)
-
-    # Occurrences of words that the model knows, at the position that predicts them.
-    target = np.full(size, -1, np.int32)
-    known = scan.seen.known
-    at = passages.starts[scan.seen.passage[known]] + scan.seen.position[known] - 1
-    target[at] = scan.seen.word[known]
-    return Field(
-        passages.documents[scan.passage_of],
-        scored,
-        np.where(inside, scan.text.mentions[next_token], -1),
-        target,
-        scan.text.words.word_concept,
-    )
 
 
 def _controls(run: Run, candidates: Sequence[Subject]) -> tuple[list[Subject], list[Use]]:
@@ -239,85 +196,14 @@ def _controls(run: Run, candidates: Sequence[Subject]) -> tuple[list[Subject], l
     return [*unmoved, *moved_subjects], [*uses, *moved_uses]
 
 
-def _place(run: Run, subjects: Sequence[Subject], uses: Sequence[Use]) -> list[_Placed]:
-    """Choose positions for every candidate, and for the controls that are used."""
-    cut_off = run.scan.cut_off
-    used = [use.p <= cut_off for use in uses]
-    wanted = [
-        index
-        for index, subject in enumerate(subjects)
-        if subject.role == "candidate" or used[index]
-    ]
-    nowhere = np.zeros(0, np.int64)
-    placed = [
-        _Placed(subject, use, is_used, Positions(nowhere, nowhere, nowhere, nowhere, 0), nowhere)
-        for subject, use, is_used in zip(subjects, uses, used, strict=True)
-    ]
-
-    # As many layers at a time as memory for their activations is allowed for.
-    for layers in _layer_groups([subjects[index].layer for index in wanted], run):
-        indices = [index for index in wanted if subjects[index].layer in layers]
-        neurons = {
-            layer: sorted({subjects[i].neuron for i in indices if subjects[i].layer == layer})
-            for layer in sorted(layers)
-        }
-        clean = CleanPass(run.setting.model, run.scan.passages, neurons)
-        clean.know(*_seen_log_p(run.scan))
-        for index in indices:
-            placed[index] = _positions_of(run, placed[index], clean)
-    return placed
-
-
-def _layer_groups(layers: Sequence[int], run: Run) -> list[set[int]]:
-    """The layers in groups whose neurons' activations fit into `ACTIVATION_BYTES` together."""
-    per_neuron = 4 * len(run.scan.passages.ids)
-    groups: list[set[int]] = []
-    room = 0
-    for layer in sorted(set(layers)):
-        size = layers.count(layer) * per_neuron
-        if not groups or size > room:
-            groups.append(set())
-            room = ACTIVATION_BYTES
-        groups[-1].add(layer)
-        room -= size
-    return groups
-
-
-def _positions_of(run: Run, placed: _Placed, clean: CleanPass) -> _Placed:
-    """The same subject with its positions, and its activations at the examples."""
-    subject = placed.subject
-    activation = clean.activation(subject.layer, subject.neuron)
-    # Clean log-probabilities cost a product each, so only what is used is matched in them too.
-    log_p = clean.log_p if placed.used else _no_log_p
-    positions = choose_positions(
-        run.text,
-        activation * subject.sign,
-        subject.concept,
-        log_p,
-        rng(run.config.seed, f"positions {subject.key}"),
-    )
-    at_examples = activation[example_positions(positions)]
-    return replace(placed, positions=positions, example_activations=at_examples)
-
-
-def _seen_log_p(scan: Scan) -> tuple[np.ndarray, np.ndarray]:
-    """Positions whose next token's log-probability the scan has computed, and these."""
-    at = scan.passages.starts[scan.seen.passage] + scan.seen.position - 1
-    return at, scan.seen.log_p
-
-
-def _no_log_p(positions: np.ndarray) -> np.ndarray:
-    return np.zeros(len(positions))
-
-
-def _measure(run: Run, placed: Sequence[_Placed]) -> dict[str, Measured]:
+def _measure(run: Run, placed: Sequence[Placed]) -> dict[str, Measured]:
     """Damage what may be validated at all its positions, other candidates at their examples."""
     primary, *rest = run.config.damage
     first, second = [], []
     for item in placed:
         if item.worth_damaging:
             first.append(Request(item.subject, item.positions.all(), (primary,)))
-        elif item.subject.role == "candidate" and len(item.positions.own):
+        elif item.subject.role == "candidate" and len(item.positions.of_concept):
             first.append(Request(item.subject, example_positions(item.positions), (primary,)))
     measured = _measure_requests(run, first, "first damage")
 
@@ -329,7 +215,7 @@ def _measure(run: Run, placed: Sequence[_Placed]) -> dict[str, Measured]:
         if not item.worth_damaging:
             continue
         drops = drops_of(measured[item.subject.key], item.positions, primary)
-        if drops.own >= RULE.drop:
+        if drops.of_concept >= RULE.drop:
             kinds = ("rotate",) if item.subject.moved else others
             second.append(Request(request.subject, request.positions, kinds))
     for key, values in _measure_requests(run, second, "other damages").items():
@@ -370,7 +256,7 @@ def _task(run: Run, unit: Sequence[Request]) -> Callable[[], Arrays]:
     return lambda: measure_unit(unit[0].subject.layer, unit, run.setting)
 
 
-def _judged(run: Run, placed: _Placed, measured: Measured | None) -> Tested:
+def _judged(run: Run, placed: Placed, measured: Measured | None) -> Tested:
     """Apply the rule to one subject."""
     drops: dict[str, Drops] = {}
     interval = None

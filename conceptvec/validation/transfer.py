@@ -88,10 +88,10 @@ class PromptTable:
 def measure_transfer(
     table: PromptTable, subject: Subject, concept: str, setting: Setting, seed: int
 ) -> Arrays:
-    """Zero ablation of one vector on prompts: drops on the concept and elsewhere, and divergence."""
-    own, unrelated = table.groups.get(concept, []), table.unrelated(concept, seed)
+    """Zero ablation of one vector on prompts: drops for the concept and elsewhere, divergence."""
+    of_concept, unrelated = table.groups.get(concept, []), table.unrelated(concept, seed)
     neutral = table.neutral()
-    wanted = np.array([*own, *unrelated, *neutral], int)
+    wanted = np.array([*of_concept, *unrelated, *neutral], int)
     engine = table.engine
     state = engine.state(subject.layer, [subject.neuron])
     vector = setting.vector(subject.layer, subject.neuron)
@@ -103,9 +103,9 @@ def measure_transfer(
     clean, damaged = answers.log_p.reshape(2, -1)
     drops = clean - damaged
     return {
-        "own": drops[: len(own)],
-        "unrelated": drops[len(own) : len(own) + len(unrelated)],
-        "divergence": answers.divergence.reshape(2, -1)[1][len(own) + len(unrelated) :],
+        "own": drops[: len(of_concept)],
+        "unrelated": drops[len(of_concept) : len(of_concept) + len(unrelated)],
+        "divergence": answers.divergence.reshape(2, -1)[1][len(of_concept) + len(unrelated) :],
     }
 
 

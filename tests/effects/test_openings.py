@@ -12,6 +12,7 @@ from conceptvec.effects.openings import (
     EMPTY_EVERY,
     TEXTS_A_PART,
     TOP_UP,
+    Opener,
     first_round,
     opening_words,
     openings_needed,
@@ -122,39 +123,39 @@ def concept_shares(model, plan) -> Counter:
 
 
 def test_every_concept_opens_as_many_texts(tiny, concepts):
-    shares = concept_shares(tiny, first_round(tiny, concepts.concepts, 400 * LENGTH, 0))
+    shares = concept_shares(tiny, first_round(Opener(tiny, 0), concepts.concepts, 400 * LENGTH))
     assert shares["empty"] == 400 // EMPTY_EVERY
     assert shares["animals"] == shares["colors"] == 175
 
 
 def test_contrast_concepts_get_half_of_the_openings(tiny, concepts):
     animals, colors = concepts.concepts
-    plan = first_round(tiny, [animals], 400 * LENGTH, 0, contrast=[colors])
+    plan = first_round(Opener(tiny, 0), [animals], 400 * LENGTH, contrast=[colors])
     shares = concept_shares(tiny, plan)
     assert shares["animals"] == shares["colors"] == 175
 
 
 def test_parts_are_full_and_have_seeds_of_their_own(tiny, concepts):
-    plan = first_round(tiny, concepts.concepts, 600 * LENGTH, 0)
+    plan = first_round(Opener(tiny, 0), concepts.concepts, 600 * LENGTH)
     assert [len(part.openings) for part in plan] == [TEXTS_A_PART, TEXTS_A_PART, 88]
     assert len({part.seed for part in plan}) == 3
 
 
 def test_openings_of_a_part_have_about_one_length(tiny, concepts):
-    plan = first_round(tiny, concepts.concepts, 600 * LENGTH, 0)
+    plan = first_round(Opener(tiny, 0), concepts.concepts, 600 * LENGTH)
     lengths = [len(opening) for part in plan for opening in part.openings]
     assert lengths == sorted(lengths)
 
 
 def test_empty_openings_begin_with_bos(tiny, concepts):
-    plan = first_round(tiny, concepts.concepts, 8 * LENGTH, 0)
+    plan = first_round(Opener(tiny, 0), concepts.concepts, 8 * LENGTH)
     assert plan[0].openings[0] == (tiny.bos_id,)
 
 
 def test_without_bos_and_eos_there_is_a_message(tiny, concepts):
     tiny.tokenizer.bos_token = tiny.tokenizer.eos_token = None
     with pytest.raises(RequestError, match="neither a bos nor an eos"):
-        first_round(tiny, concepts.concepts, 8 * LENGTH, 0)
+        first_round(Opener(tiny, 0), concepts.concepts, 8 * LENGTH)
 
 
 def test_nothing_is_short_where_there_is_enough():
@@ -189,15 +190,15 @@ def test_the_second_round_is_made_of_words_that_were_not_seen(tiny, concepts, ta
     seen = [word for word in targets.words if word != "dog"]
     is_seen = np.array([word in seen for word in targets.words])
     written = Coverage(targets.concepts, is_seen, targets.word_concept, np.array([500, 500]))
-    plan = second_round(tiny, concepts.concepts, written, targets, 1000, 0)
+    plan = second_round(Opener(tiny, 0), concepts.concepts, written, targets, 1000)
     assert len(plan[0].openings) == 4
-    assert plan[0].seed != first_round(tiny, concepts.concepts, 100, 0)[0].seed
+    assert plan[0].seed != first_round(Opener(tiny, 0), concepts.concepts, 100)[0].seed
 
 
 def test_no_second_round_where_nothing_lacks(tiny, concepts, targets):
     is_seen = np.ones(len(targets.words), bool)
     written = Coverage(targets.concepts, is_seen, targets.word_concept, np.array([500, 500]))
-    assert second_round(tiny, concepts.concepts, written, targets, 1000, 0) == []
+    assert second_round(Opener(tiny, 0), concepts.concepts, written, targets, 1000) == []
 
 
 def test_what_lacks_is_said(caplog):

@@ -55,7 +55,7 @@ def chosen(seed: int, concept: int = 1):
 @given(st.integers(0, 10_000))
 def test_own_positions_are_before_known_words_where_the_pole_fires(seed: int) -> None:
     field, activation, _, positions = chosen(seed)
-    own = positions.own
+    own = positions.of_concept
     assert (field.word_concept[field.target[own]] == 1).all()
     assert (activation[own] > 0).all()
     assert (np.diff(activation[own]) <= 0).all()
@@ -68,7 +68,7 @@ def test_own_positions_are_before_known_words_where_the_pole_fires(seed: int) ->
 @given(st.integers(0, 10_000))
 def test_matched_positions_are_alike(seed: int) -> None:
     field, activation, _, positions = chosen(seed)
-    own, elsewhere = positions.own, positions.elsewhere
+    own, elsewhere = positions.of_concept, positions.elsewhere
     assert len(own) == len(elsewhere) > 0
     assert (np.abs(activation[elsewhere] / activation[own] - 1) <= ALIKE + 1e-5).all()
     assert (field.mentions[elsewhere] != 1).all()
@@ -85,15 +85,17 @@ def test_positions_of_other_concepts_and_silent_ones(seed: int) -> None:
     assert len(np.unique(field.document[others])) == len(others)
     assert set(field.word_concept[field.target[others]]) == {0, 2}
     assert (field.word_concept[field.target[silent]] == 1).all()
-    assert (np.abs(activation[silent]) <= 0.05 * np.median(activation[positions.own]) + 1e-6).all()
+    assert (
+        np.abs(activation[silent]) <= 0.05 * np.median(activation[positions.of_concept]) + 1e-6
+    ).all()
     assert len(silent) <= SILENT_SET
 
 
 def test_others_are_near_in_log_probability() -> None:
     """Nearer than a random choice would be."""
     _, _, log_p, positions = chosen(5)
-    gap = np.abs(log_p[positions.own] - log_p[positions.others]).mean()
-    shuffled = np.abs(log_p[positions.own] - log_p[positions.others[::-1]]).mean()
+    gap = np.abs(log_p[positions.of_concept] - log_p[positions.others]).mean()
+    shuffled = np.abs(log_p[positions.of_concept] - log_p[positions.others[::-1]]).mean()
     assert gap < 0.3 < shuffled
 
 
@@ -105,9 +107,9 @@ def test_what_can_not_be_matched_is_dropped_and_counted() -> None:
     positions = choose_positions(
         field, lifted, 1, lambda at: np.zeros(len(at)), np.random.default_rng(0)
     )
-    assert not set(own[:5]) & set(positions.own)
+    assert not set(own[:5]) & set(positions.of_concept)
     assert positions.unmatched >= 0
-    assert len(positions.own) == len(positions.elsewhere)
+    assert len(positions.of_concept) == len(positions.elsewhere)
 
 
 def test_own_positions_of_one_activation_are_all_matched() -> None:
@@ -116,14 +118,14 @@ def test_own_positions_of_one_activation_are_all_matched() -> None:
     level = np.where(activation > 0, np.float32(1), activation)
     chance = -np.random.default_rng(4).exponential(3, len(level))
     positions = choose_positions(field, level, 1, lambda at: chance[at], np.random.default_rng(0))
-    assert len(positions.elsewhere) == len(positions.own) == LARGEST_SET
+    assert len(positions.elsewhere) == len(positions.of_concept) == LARGEST_SET
     assert len(set(field.document[positions.elsewhere])) == LARGEST_SET
     assert positions.unmatched == 0
 
 
 def test_the_choice_does_not_look_at_anything_but_its_arguments() -> None:
     first, second = chosen(9)[3], chosen(9)[3]
-    for name in ("own", "elsewhere", "others", "silent"):
+    for name in ("of_concept", "elsewhere", "others", "silent"):
         assert np.array_equal(getattr(first, name), getattr(second, name))
 
 
