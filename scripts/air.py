@@ -15,6 +15,7 @@ import sys
 import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 
 LONG_LINE = 100
@@ -90,6 +91,7 @@ def modules(files: Iterable[Path]) -> list[Module]:
     return [measure(file) for file in files]
 
 
+@cache
 def measure(path: Path) -> Module:
     """Count one file."""
     text = path.read_text(encoding="utf-8")

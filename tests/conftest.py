@@ -266,8 +266,8 @@ def tiny_run(tmp_path_factory: Any) -> list[str]:
     ]  # fmt: skip
 
 
-# Whole runs, by what a test uses and by its file; others of that kind bear the mark themselves.
-WHOLE_FIXTURES = {"tiny_run"}
+# What takes a second or more, by what a test uses and by its file; others bear the mark themselves.
+WHOLE_FIXTURES = {"tiny_run", "finished", "hub"}
 WHOLE_FILES = {
     "test_calibrate.py",
     "test_notebooks.py",

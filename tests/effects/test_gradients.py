@@ -95,6 +95,7 @@ def difference(
     return (values[0] - values[1]) / (2 * STEP)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_first_order_is_a_central_difference(family: str) -> None:
     model = double(family)

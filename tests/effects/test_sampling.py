@@ -122,6 +122,7 @@ def proposals(model, states: torch.Tensor, rough: torch.Tensor, n: int = 6000) -
     return np.bincount(tokens.numpy(), minlength=len(model.unembedding))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("size", [200, BLOCK, 3 * BLOCK - 5])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_proposals_give_the_probabilities_of_the_exact_logits(size, softcap):
@@ -132,6 +133,7 @@ def test_proposals_give_the_probabilities_of_the_exact_logits(size, softcap):
     assert is_distributed_as(observed, probabilities)
 
 
+@pytest.mark.whole
 def test_logits_that_are_far_rougher_than_rounding_are_put_right():
     """Logits off by up to the slack: without the correction χ² would be hundreds."""
     model = reader(200)

@@ -262,6 +262,7 @@ def test_what_the_hub_refuses(hub: str, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "status", "said"),
     [

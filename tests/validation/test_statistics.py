@@ -8,6 +8,7 @@ import pytest
 from conceptvec.validation.statistics import Sample, null_p, selectivity_interval, wilson
 
 
+@pytest.mark.whole
 def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     covered = 0
     for trial in range(300):
