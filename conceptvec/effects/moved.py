@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from conceptvec.records import SIGNS, Pole
+from conceptvec.streams import rng
 
-STREAM = 42  # of random numbers: receivers
 DRAWS = 12  # per candidate at least
 NULL_VALUES = 2000  # at least, over all candidates
 
@@ -68,9 +68,9 @@ def draw_moved(
     rows: list[tuple[int, int, int, int, int, int]] = []
     for number, pole in enumerate(poles):
         free = [n for n in range(neurons) if n != pole.neuron and (pole.layer, n) not in taken]
-        rng = np.random.default_rng([seed, STREAM, pole.layer, pole.neuron, pole.sign == "+"])
-        drawn = rng.choice(free, min(draws, len(free)), replace=False) if free else []
-        signs = rng.choice((-1, 1), len(drawn))
+        stream = rng(seed, f"receivers {pole.id}")
+        drawn = stream.choice(free, min(draws, len(free)), replace=False) if free else []
+        signs = stream.choice((-1, 1), len(drawn))
         rows += [
             (number, pole.layer, pole.neuron, pole.direction, int(receiver), int(sign))
             for receiver, sign in zip(drawn, signs, strict=True)
@@ -82,7 +82,7 @@ def draw_moved(
 def draw_poles(n: int, layers: Sequence[int], neurons: int, seed: int) -> list[Pole]:
     """Random poles of some layers, each at most once; all where there are no more than `n`."""
     whole = 2 * neurons * len(layers)
-    stream = np.random.default_rng([seed, STREAM])
+    stream = rng(seed, "poles whose vectors are moved")
     drawn = np.sort(stream.choice(whole, min(n, whole), replace=False))
     of_layer, neuron, sign = np.unravel_index(drawn, (len(layers), neurons, 2))
     return [

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-STREAM = 40  # of random numbers: which word of a passage becomes the target
+from conceptvec.streams import rng
+
 KNOWN_BELOW = 1000  # unmasked tokens with a larger logit than a known word's
 
 
@@ -66,7 +67,7 @@ def targets_of(
         seed: of the run.
         group: of a passage and group one occurrence becomes a row; the word where not given (n,).
     """
-    draws = np.random.default_rng([seed, STREAM]).exponential(size=len(word))
+    draws = rng(seed, "targets").exponential(size=len(word))
     count = np.bincount(word, minlength=1)
     return Targets(passage, position, word, word if group is None else group, draws * count[word])
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STREAM = 41  # of random numbers: permutations
 PERMUTATIONS = 200
 PROMOTED = 3  # one word in three is judged
 FLOOR = 0.0015  # nats, of the standard error
