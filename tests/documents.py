@@ -140,6 +140,7 @@ def document(entries: list[dict[str, Any]] | None = None) -> dict[str, Any]:
             "seed": 0,
             "damage": list(KINDS),
             "score_threshold": 0.75,
+            "fold": "both",
         },
         "model": {
             "id": "<i>model</i>",
