@@ -20,8 +20,6 @@ from conceptvec.text import plain
 from conceptvec.version import __version__
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from conceptvec.effects.named import ByScan
     from conceptvec.extraction.stage import Candidates
     from conceptvec.model.network import Model
@@ -95,11 +93,11 @@ class Results(dict[str, Any]):
 
         return to_html(self, path)
 
-    def table(self) -> DataFrame:
-        """One row for each candidate, as a DataFrame; what is a list of lists is left out."""
-        from conceptvec.export.tabular import entries_table
+    def table(self) -> Any:
+        """One row for each candidate, as a DataFrame of pandas."""
+        from conceptvec.export.tabular import candidates, entries_table
 
-        return entries_table(self)
+        return entries_table(candidates(self))
 
     def export(
         self,

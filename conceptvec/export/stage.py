@@ -16,7 +16,7 @@ from conceptvec.export.choice import Choice, taken_vectors, weights_of
 from conceptvec.export.control_vector import one_concept, save_control_vector, without_layer_0
 from conceptvec.export.hub_folder import save_folder
 from conceptvec.export.neuronpedia import before_a_layer, save_uploads
-from conceptvec.export.tabular import entries_table
+from conceptvec.export.tabular import candidates, entries_table
 from conceptvec.model.weights import Weights
 from conceptvec.runfolder import write_atomic
 
@@ -90,18 +90,20 @@ def _neuronpedia(request: Request) -> list[str]:
 
 
 def _csv(request: Request) -> list[str]:
-    table, choice = entries_table(request.document), request.choice
-    if choice.concept:
-        table = table[table["concept"] == choice.concept]
-    if choice.ids:
-        table = table[table["id"].isin(choice.ids)]
-    if (choice.concept or choice.ids) and not len(table):
+    concept, ids = request.choice.concept, request.choice.ids
+    entries = [
+        entry
+        for entry in candidates(request.document)
+        if concept in (None, entry["concept"]) and (not ids or entry["id"] in ids)
+    ]
+    if (concept or ids) and not entries:
         raise RequestError(
-            f"--concept, --id: no candidate of this run is {choice.concept or choice.ids}; "
+            f"--concept, --id: no candidate of this run is {concept or ', '.join(ids)}; "
             "conceptvec poles lists all"
         )
-    write_atomic(request.path, table.to_csv(index=False).encode())
-    return list(table["id"])
+    text = entries_table(entries).to_csv(index=False)
+    write_atomic(request.path, text.encode())
+    return [entry["id"] for entry in entries]
 
 
 def _hf(request: Request) -> list[str]:

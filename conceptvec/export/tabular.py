@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas
@@ -13,13 +13,17 @@ LISTS = ("ci95", "top_tokens", "opposite_tokens", "failed", "words", "examples",
 COLUMNS = ("id", "layer", "neuron", "pole", "concept", "score", "verdict")  # come first
 
 
-def entries_table(document: Mapping[str, Any]) -> pandas.DataFrame:
-    """Tested candidates, best first, then those that were not tested.
+def candidates(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Tested candidates, best first, then those that were not tested."""
+    return [*document["validation_results"], *document["untested_candidates"]]
+
+
+def entries_table(entries: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
+    """One row for each candidate.
 
     Fields within fields have a dot in their name, such as ``damage.rotate.concept_drop``. Tokens
     are one line of text; examples, words and continuations stand in the results file alone.
     """
-    entries = [*document["validation_results"], *document["untested_candidates"]]
     table = pandas.json_normalize([_row(entry) for entry in entries])
     rest = [name for name in table.columns if name not in COLUMNS]
     return table.reindex(columns=[*COLUMNS, *rest])
