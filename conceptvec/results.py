@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conceptvec.config import Config
-from conceptvec.document import SCHEMA_VERSION, load_document, save_document
+from conceptvec.document import SCHEMA_VERSION, candidates, load_document, save_document
 from conceptvec.document import VOLATILE as VOLATILE
 from conceptvec.document.run import Complexity, PipelineStats
 from conceptvec.model.device import environment
@@ -95,7 +95,7 @@ class Results(dict[str, Any]):
 
     def table(self) -> Any:
         """One row for each candidate, as a DataFrame of pandas."""
-        from conceptvec.export.tabular import candidates, entries_table
+        from conceptvec.export.tabular import entries_table
 
         return entries_table(candidates(self))
 

@@ -21,6 +21,18 @@ def export(arguments: argparse.Namespace) -> Answer:
     return Answer(answer, lambda: f"{path}\n{len(ids)} of the run's vectors: {', '.join(ids)}")
 
 
+def compare(arguments: argparse.Namespace) -> Answer:
+    """``conceptvec compare``."""
+    from conceptvec.tools.compare import compare, comparison_table
+
+    answer = compare([arguments.run, *arguments.others])
+    if arguments.out:
+        from conceptvec.show.figures import comparison, save_figure
+
+        save_figure(comparison(answer), arguments.out)
+    return Answer(answer, lambda: comparison_table(answer))
+
+
 FINISHED = (
     Command(
         "export",
@@ -35,6 +47,16 @@ FINISHED = (
             ),
             argument("--id", nargs="+", default=(), metavar="ID", help="these vectors, any of all"),
             argument("--model", metavar="…", help="where the run's model is now, if it has moved"),
+        ),
+    ),
+    Command(
+        "compare",
+        "runs side by side: which vectors are the same, which gained or lost their verdict",
+        compare,
+        arguments=(
+            argument("run", metavar="RUN", help="results file or run folder"),
+            argument("others", metavar="RUN", nargs="+", help="what it is compared with"),
+            argument("--out", metavar="FILE", help="write the figure too, as PNG"),
         ),
     ),
 )

@@ -8,6 +8,7 @@ means: not measured. What is a tuple here is a list in the file.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,6 +62,11 @@ def load_document(path: str | Path) -> Document:
         ) from None
     check(document, str(file))
     return cast(Document, document)
+
+
+def candidates(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The candidates of a run: those that were tested, best first, then the others."""
+    return [*document["validation_results"], *document["untested_candidates"]]
 
 
 def save_document(document: Any, path: str | Path) -> Path:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conceptvec.document import candidates
 from conceptvec.errors import RequestError
 from conceptvec.export.choice import Choice, taken_vectors, weights_of
 from conceptvec.export.control_vector import one_concept, save_control_vector, without_layer_0
 from conceptvec.export.hub_folder import save_folder
 from conceptvec.export.neuronpedia import before_a_layer, save_uploads
-from conceptvec.export.tabular import candidates, entries_table
+from conceptvec.export.tabular import entries_table
 from conceptvec.model.weights import Weights
 from conceptvec.runfolder import write_atomic
 

@@ -13,11 +13,6 @@ LISTS = ("ci95", "top_tokens", "opposite_tokens", "failed", "words", "examples",
 COLUMNS = ("id", "layer", "neuron", "pole", "concept", "score", "verdict")  # come first
 
 
-def candidates(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Tested candidates, best first, then those that were not tested."""
-    return [*document["validation_results"], *document["untested_candidates"]]
-
-
 def entries_table(entries: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
     """One row for each candidate.
 
