@@ -22,6 +22,13 @@ from conceptvec.errors import RequestError, RunError
 from conceptvec.model.checkpoint import Checkpoint, Family, fetch, find
 from conceptvec.model.device import choose_device, choose_dtype
 from conceptvec.model.fingerprint import fingerprint
+from conceptvec.model.folder import GGUF
+from conceptvec.model.quantised import (
+    GgufTensors,
+    gguf_settings,
+    gguf_tokenizer,
+    quantisation,
+)
 from conceptvec.model.tensors import EMBEDDING, HEAD, StoredTensors, down_proj
 from conceptvec.records import Pole
 
@@ -220,13 +227,21 @@ def open_checkpoint(config: Config, checkpoint: Checkpoint | None = None) -> Ope
     device = choose_device(config.device)
     dtype, why = choose_dtype(config.dtype, device)
     folder = fetch(checkpoint)
+    is_gguf = folder.suffix == GGUF
     try:
-        settings = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
+        if is_gguf:
+            settings, tokenizer = gguf_settings(folder), gguf_tokenizer(folder)
+        else:
+            settings = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
     except Exception as error:  # they break in as many ways as there are files
         raise unloadable(folder, error) from error
     revision, family = checkpoint.revision, checkpoint.family
-    source = StoredTensors(folder, settings, family, dtype)
+    if is_gguf:
+        source = GgufTensors(folder, settings, family, dtype)
+        why = f"{why}; dequantised from {quantisation(folder)}"
+    else:
+        source = StoredTensors(folder, settings, family, dtype)
     return Opened(source, tokenizer, config.model, revision, family, device, dtype, why)
 
 
