@@ -42,7 +42,8 @@ def find(config: Config) -> Checkpoint:
     is_path = path.exists() or name.startswith((".", "/", "~"))
     if is_path or not re.fullmatch(HUB_NAME, name):
         raise RequestError(
-            f"--model: no folder at {name!r}; give demo, a Hugging Face id, a model folder or a GGUF file"
+            f"--model: no folder at {name!r}; give demo, a Hugging Face id, a model folder or a "
+            "GGUF file"
         )
     return hub.describe(name, config.revision)
 
