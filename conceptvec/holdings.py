@@ -67,12 +67,12 @@ def conflicts(path: Path, asked: Record) -> list[str]:
     """
     earlier = manifests(path)
     results = {file: _read_object(file) for file in named(path, RESULTS)}
-    documents = [*earlier, *filter(_is_record, results.values())]
-    for was in documents:
+    documents = [*filter(_is_record, results.values())]
+    for was in earlier or documents:
         if changes := differences(was, asked):
             return changes
     unknown = [file for file, document in results.items() if not _is_record(document)]
-    if not documents:
+    if not results:
         unknown += named(path, VECTORS)
     if unknown and not earlier:
         return [f"nothing says what {unknown[0].name} was made with"]
