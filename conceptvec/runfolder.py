@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -58,7 +59,7 @@ class Parts:
     """Computes parts and keeps nothing: what the stages use when there is no run folder."""
 
     rank, world = 0, 1
-    identity: Record = {}  # noqa: RUF012
+    identity: Record = MappingProxyType({})
 
     def bind(
         self,
