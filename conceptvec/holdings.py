@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 STALE_SECONDS = 3600  # a half-written file older than this belongs to a process that was killed
 MANIFEST = r"manifest(\.rank\d+)?\.json"
 RESULTS = r"concept_vector_results_(cuda|mps|cpu)\.json"
-VECTORS = r"concept_vectors\.safetensors"
+VECTORS = "concept_vectors.safetensors"
 PAGES = r"report\.html|calibration\.(json|png)"
 FIGURES = (
     r"(funnel|score_distribution|concept_distribution|layer_by_concept|effect_by_score|"
@@ -73,7 +73,7 @@ def conflicts(path: Path, asked: Record) -> list[str]:
             return changes
     unknown = [file for file, document in results.items() if not _is_record(document)]
     if not results:
-        unknown += named(path, VECTORS)
+        unknown += named(path, re.escape(VECTORS))
     if unknown and not earlier:
         return [f"nothing says what {unknown[0].name} was made with"]
     return []
@@ -110,7 +110,7 @@ def clear(path: Path, earlier: Sequence[dict[str, Any]]) -> None:
     Raises:
         RunError: a file cannot be removed.
     """
-    outputs = named(path, f"{MANIFEST}|{RESULTS}|{VECTORS}|{PAGES}")
+    outputs = named(path, f"{MANIFEST}|{RESULTS}|{re.escape(VECTORS)}|{PAGES}")
     outputs += named(path / "figures", FIGURES)
     parts = {name for manifest in earlier for name in manifest["parts"] if _is_part_name(name)}
     half_written = [

@@ -12,7 +12,7 @@ from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
 from conceptvec.identity import SCORING
 from conceptvec.results import Results
-from conceptvec.runfolder import Parts, RunFolder
+from conceptvec.runfolder import VECTORS, Parts, RunFolder
 from conceptvec.tools.preflight import preflight
 
 if TYPE_CHECKING:
@@ -134,10 +134,11 @@ def save_run(results: Results, model: Weights, config: Config, parts: RunFolder)
     parts.bind(config, model.facts(), SCORING, results)
     path = results_path(parts.path, model.device.type)
     if parts.rank == 0:
+        from conceptvec.export.vectors import save_vectors
         from conceptvec.show.figures import save_figures
 
         results.save(path)
-        export_vectors(model, config, results, parts.path / "concept_vectors.safetensors")
+        save_vectors(model, config.fold, results.validated, parts.path / VECTORS)
         save_figures(results, parts.path / "figures")
     parts.barrier()
     return path
@@ -146,37 +147,6 @@ def save_run(results: Results, model: Weights, config: Config, parts: RunFolder)
 def results_path(folder: Path, device: str) -> Path:
     """Where a run on this kind of device keeps its results."""
     return folder / f"concept_vector_results_{device}.json"
-
-
-def export_vectors(model: Weights, config: Config, results: Results, path: Path) -> None:
-    """Write the validated vectors (n, H) as safetensors, with their readout directions (n, H).
-
-    The signs of the poles are applied to both.
-    """
-    import json
-
-    import torch
-    from safetensors.torch import save
-
-    from conceptvec.files import with_sorted_metadata
-    from conceptvec.runfolder import write_atomic
-
-    vectors = torch.zeros(len(results.validated), model.hidden_size)
-    directions = torch.zeros_like(vectors)
-    for i, e in enumerate(results.validated):
-        vector = model.value_vectors(e["layer"])[e["neuron"]].float() * (
-            1 if e["pole"] == "+" else -1
-        )
-        vectors[i], directions[i] = vector, model.folded(vector, e["layer"], config.fold)
-    metadata = {
-        "ids": json.dumps([e["id"] for e in results.validated]),
-        "concepts": json.dumps([e["concept"] for e in results.validated]),
-        "model": model.name,
-        "fingerprint": model.fingerprint,
-        "fold": config.fold,
-    }
-    content = save({"vectors": vectors, "readout_directions": directions}, metadata)
-    write_atomic(path, with_sorted_metadata(content))
 
 
 def processes() -> Any:

@@ -26,6 +26,7 @@ from conceptvec.files import Arrays, digest, pack
 from conceptvec.files import read_part as read_part
 from conceptvec.files import write_atomic as write_atomic
 from conceptvec.holdings import MANIFEST, clear, conflicts, holds_another_run, named
+from conceptvec.holdings import VECTORS as VECTORS
 from conceptvec.holdings import manifests as manifests
 from conceptvec.identity import Record, as_read, differences, narrowed, record
 

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
+from conceptvec.cli.finished import FINISHED
 from conceptvec.cli.options import MODEL, Answer, Command, argument, config_of, count, given
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
@@ -225,6 +226,7 @@ COMMANDS = (
             argument("--csv", action="store_true", help="comma-separated values, one line a pole"),
         ),
     ),
+    *FINISHED,
     Command(
         "find",
         "the value vectors, over all neurons, that promote the given words",

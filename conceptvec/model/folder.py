@@ -17,6 +17,7 @@ from conceptvec.errors import RequestError, first_line
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = {"tokenizer.json", "tokenizer.model"}
+GGUF = ".gguf"
 PICKLES = (".bin", ".pt", ".pth")
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -111,6 +112,22 @@ def checked_folder(name: str, source: str, folder: Path, revision: str | None) -
     _check_headers(shards)
     weight_bytes = sum(shard.stat().st_size for shard in shards)
     return Checkpoint(name, source, folder, revision, document, weight_bytes)
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file that a path means: itself, or the only one in a folder without config.json.
+
+    Raises:
+        RequestError: the folder has several.
+    """
+    if path.suffix == GGUF and path.is_file():
+        return path
+    is_checkpoint = (path / "config.json").exists()
+    files = [] if is_checkpoint or not path.is_dir() else sorted(path.glob(f"*{GGUF}"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise RequestError(f"--model: {path} has {len(files)} GGUF files ({names}); name one")
+    return files[0] if files else None
 
 
 def weight_files(folder: Path) -> list[Path]:

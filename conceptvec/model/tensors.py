@@ -66,10 +66,14 @@ class StoredTensors:
         expected = _network_shapes(folder, self.config)
         if self.tied:
             expected.pop(HEAD, None)
-        stored = _decoder_tensors(folder, [*expected, HEAD])
+        stored = self._headers(folder, [*expected, HEAD])
         self._check(stored, expected)
         self._stored = {name: stored[name] for name in stored if name in expected}
         self._stamps = {one.file: _stamp(one.file) for one in self._stored.values()}
+
+    def _headers(self, folder: Path, expected: Collection[str]) -> dict[str, Stored]:
+        """What the headers of the files say of each tensor, by its name in the decoder."""
+        return _decoder_tensors(folder, expected)
 
     def names(self) -> list[str]:
         """The names of all tensors."""

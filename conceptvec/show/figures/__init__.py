@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from conceptvec.show.figures.card import vector_card
+from conceptvec.show.figures.comparison import comparison as comparison
 from conceptvec.show.figures.counts import concept_distribution, funnel, layer_by_concept
 from conceptvec.show.figures.damage import drops
 from conceptvec.show.figures.drawing import Drawing
