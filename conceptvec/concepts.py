@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from conceptvec.errors import RequestError
+from conceptvec.files import digest
 
 BUILT_IN = (
     "animals",
@@ -69,10 +70,19 @@ class Concept:
 
 @dataclass(frozen=True)
 class ConceptSet:
-    """The concepts of a run, in the file's order, and the neutral prompts."""
+    """The concepts of a run, in the file's order, and the neutral prompts.
+
+    Attributes:
+        concepts: the run's.
+        neutral: prompts of no concept.
+        source: what ``--concepts`` named.
+        digest: SHA-256 of the file that was read, None where there was none.
+    """
 
     concepts: tuple[Concept, ...]
     neutral: tuple[Prompt, ...]
+    source: str | None = None
+    digest: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -92,11 +102,41 @@ def data(*parts: str) -> Any:
 
 
 def in_place(text: str) -> bool:
-    """Whether ``--concepts`` gives the words themselves, as in ``birds=robin,eagle``."""
-    return "=" in text and Path(text).suffix.lower() not in (".json", ".txt")
+    """Whether ``--concepts`` gives the words themselves, as in ``birds=robin,eagle``.
+
+    A file that is there is a file, whatever it is called.
+    """
+    is_named_file = Path(text).suffix.lower() in (".json", ".txt") or is_file(text)
+    return "=" in text and not is_named_file
 
 
-def load_concepts(source: str | None, with_prompts: bool = True) -> ConceptSet:
+def is_file(path: str) -> bool:
+    """Whether there is a file; text that can be no file's name is none."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # longer than any file's name, or no name at all
+        return False
+
+
+def read_source(source: str | None) -> bytes | None:
+    """The content of the user's file; None where ``--concepts`` names none.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    if source is None or in_place(source):
+        return None
+    try:
+        return Path(source).read_bytes()
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"--concepts {source}: cannot be read ({error}); give a .json or .txt file"
+        ) from None
+
+
+def load_concepts(
+    source: str | None, with_prompts: bool = True, content: bytes | None = None
+) -> ConceptSet:
     """The built-in concepts, or the user's (see the module; README: your own concepts).
 
     A source without neutral prompts is tested against the built-in ones.
@@ -104,17 +144,24 @@ def load_concepts(source: str | None, with_prompts: bool = True) -> ConceptSet:
     Args:
         source: None, the path of a ``.json`` or ``.txt`` file, or words in place.
         with_prompts: False leaves the built-in prompts unread, for scoring alone.
+        content: of the file, where it was read before (`read_source`).
 
     Raises:
         RequestError: the source cannot be used; the message names the place in it.
     """
+    content = read_source(source) if content is None else content
+    concepts = _parsed(source, content, with_prompts)
+    return replace(concepts, source=source, digest=None if content is None else digest(content))
+
+
+def _parsed(source: str | None, content: bytes | None, with_prompts: bool) -> ConceptSet:
     neutral = _built_in_prompts("neutral") if with_prompts else ()
     if source is None:
         return ConceptSet(tuple(_built_in(name, with_prompts) for name in BUILT_IN), neutral)
-    if in_place(source):
+    if content is None:
         return ConceptSet(_words_in_place(source), neutral)
     place = f"--concepts {source}"
-    text = _read(source, place)
+    text = _decoded(content, place)
     if Path(source).suffix.lower() != ".txt":
         return _document(text, place, neutral)
     lines = enumerate(text.splitlines(), 1)
@@ -135,20 +182,14 @@ def _built_in_prompts(name: str) -> tuple[Prompt, ...]:
     return _prompts(data("prompts", f"{name}.json")["prompts"], name)
 
 
-def _read(source: str, place: Place) -> str:
+def _decoded(content: bytes, place: Place) -> str:
     """The text of the user's file."""
-    content = b""
     try:
-        content = Path(source).read_bytes()
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise RequestError(
             f"{place}: line {line} is not UTF-8 text; save the file as UTF-8"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise RequestError(
-            f"{place}: cannot be read ({error}); give a .json or .txt file"
         ) from None
 
 
@@ -173,7 +214,21 @@ def _document(text: str, place: Place, neutral: tuple[Prompt, ...]) -> ConceptSe
     ]
     if "neutral_prompts" in document:
         neutral = _prompts(document["neutral_prompts"], f"{place}: neutral_prompts")
+    _refuse_shared_prompts(concepts, neutral, place)
     return ConceptSet(tuple(concepts), neutral)
+
+
+def _refuse_shared_prompts(
+    concepts: Iterable[Concept], neutral: tuple[Prompt, ...], place: Place
+) -> None:
+    """A prompt of two groups would count for the concept and against it."""
+    group_of: dict[Prompt, str] = {}
+    groups = [(f"concepts.{concept.name}", concept.prompts or ()) for concept in concepts]
+    for group, prompts in [*groups, ("neutral_prompts", neutral)]:
+        for prompt in prompts:
+            if (first := group_of.setdefault(prompt, group)) != group:
+                text = f"{prompt.prompt}{prompt.answer}"
+                raise RequestError(f"{place}: {first} and {group} both hold {text!r}; keep one")
 
 
 def _concept_of_document(name: str, entry: Any, place: Place) -> Concept:

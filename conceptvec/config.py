@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptvec import options
-from conceptvec.concepts import in_place
+from conceptvec.concepts import in_place, is_file
 from conceptvec.errors import RequestError
 
 FOLDS = ("both", "final", "none")
@@ -44,14 +44,6 @@ def parse_layers(text: str, n_layers: int | None) -> list[int]:
         expected = f"numbers from 0 to {n_layers - 1}: the model has {n_layers} layers"
         raise options.refusal("layers", text, expected)
     return sorted(chosen)
-
-
-def is_file(path: str) -> bool:
-    """Whether there is a file; text that can be no file's name is none."""
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # longer than any file's name, or no name at all
-        return False
 
 
 def corpus_file(corpus: str) -> str | None:

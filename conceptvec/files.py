@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from conceptvec.errors import RunError
 
 Arrays = dict[str, Any]  # numpy arrays, and plain values under names that end in `JSON`
 JSON = "_json"
+HALF_WRITTEN = r"\..+\.\d+\.conceptvec\.tmp"  # a name that no other program gives
+BLOCK = 2**20  # bytes of a file that are read at a time
 
 
 def pack(arrays: Arrays) -> bytes:
@@ -54,6 +56,24 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def digest_of(file: BinaryIO) -> str:
+    """SHA-256 in hexadecimal of what is left of an open file."""
+    whole = hashlib.sha256()
+    while block := file.read(BLOCK):
+        whole.update(block)
+    return whole.hexdigest()
+
+
+def with_sorted_metadata(content: bytes) -> bytes:
+    """A safetensors file whose metadata stand in order; the library writes them in any."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
 def read_part(path: Path, expected: str) -> Arrays | None:
     """The arrays of a file, if it is there and its `digest` is the one that is expected."""
     try:
@@ -69,7 +89,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         RunError: the disk is full or the folder cannot be written; what was there is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.conceptvec.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
+from conceptvec.identity import SCORING
 from conceptvec.results import Results
 from conceptvec.runfolder import VECTORS, Parts, RunFolder
 from conceptvec.tools.preflight import preflight
@@ -81,7 +82,8 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
         the results of the whole run.
 
     Raises:
-        RequestError: the corpus cannot be read.
+        RequestError: the corpus cannot be read, or the stages before or the run folder were made
+            with other options or another model.
         RunError: a forward pass gives NaN or infinity, or a sample of damaged passes does not
             agree with the CPU.
     """
@@ -90,6 +92,7 @@ def validate(scored: Scored, model: Model, config: Config, parts: Parts | None =
     from conceptvec.validation.stage import damage_candidates
 
     parts = parts or Parts()
+    parts.bind(config, model.facts(), SCORING, scored.origin)
     text = running_text(model, config, scored.concepts, scored.candidates.masked, parts)
     named = [
         (candidate.pole, text.words.concepts.index(candidate.concept))
@@ -124,7 +127,11 @@ def save_run(results: Results, model: Weights, config: Config, parts: RunFolder)
 
     Returns:
         the path of the results file.
+
+    Raises:
+        RequestError: the results or the folder were made with other options or another model.
     """
+    parts.bind(config, model.facts(), SCORING, results)
     path = results_path(parts.path, model.device.type)
     if parts.rank == 0:
         from conceptvec.export.vectors import save_vectors

@@ -55,12 +55,14 @@ class Results(dict[str, Any]):
         seconds["scoring"] = scored.seconds if scored else None
         seconds |= by_scan.scan.seconds if by_scan else {}
         seconds["validation"] = validation.seconds if validation else None
+        facts = model.facts()
         run = {
             "schema_version": SCHEMA_VERSION,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "conceptvec_version": __version__,
-            "configuration": config.resolved(),
-            "model": model.facts(),
+            "configuration": config.resolved() | _resolved_by(facts),
+            "files": dict((scored or candidates).origin.get("files", {})),
+            "model": facts,
             "environment": environment(str(model.device)),
             "pipeline_stats": _stats(candidates, scored, validation),
             "computational_complexity": _complexity(model, candidates, validation),
@@ -147,6 +149,11 @@ def load_results(path: str | Path) -> Results:
         RequestError: there is none, or it is not a results file of this version.
     """
     return Results(load_document(path))
+
+
+def _resolved_by(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the loaded model has settled, whatever a later call was given."""
+    return {"model": facts["id"]} | {name: facts[name] for name in ("revision", "device", "dtype")}
 
 
 def _stats(

@@ -11,26 +11,28 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from types import MappingProxyType
+from typing import Any, TypeVar
 
+import numpy as np
 from tqdm.auto import tqdm
 
-from conceptvec.config import Config, corpus_file, is_file
+from conceptvec.concepts import ConceptSet, load_concepts, read_source
+from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError, first_line
-from conceptvec.files import Arrays, cannot_write, digest, pack
+from conceptvec.files import Arrays, digest, pack
 from conceptvec.files import read_part as read_part
 from conceptvec.files import write_atomic as write_atomic
-from conceptvec.version import __version__
+from conceptvec.holdings import MANIFEST, clear, conflicts, holds_another_run, named
+from conceptvec.holdings import VECTORS as VECTORS
+from conceptvec.holdings import manifests as manifests
+from conceptvec.identity import Record, as_read, differences, narrowed, record
 
 logger = logging.getLogger(__name__)
 
 SHARED_DISK_SECONDS = 60  # how long a finished part may take to appear on a shared disk
-STALE_SECONDS = 3600  # a half-written file older than this belongs to a process that was killed
-MANIFESTS, RESULTS = "manifest*.json", "concept_vector_results_*.json"
-VECTORS = "concept_vectors.safetensors"
-MANIFEST_KEYS = ("configuration", "files", "model", "parts")  # an object each
 Task = tuple[str, Callable[[], Arrays]]
 Item = TypeVar("Item")
 
@@ -58,6 +60,41 @@ class Parts:
     """Computes parts and keeps nothing: what the stages use when there is no run folder."""
 
     rank, world = 0, 1
+    identity: Record = MappingProxyType({})
+
+    def bind(
+        self,
+        config: Config,
+        model: Mapping[str, Any],
+        names: Collection[str],
+        *earlier: Record,
+    ) -> dict[str, Any]:
+        """The record of a stage, after a look at what it builds on.
+
+        Args:
+            config: the options that the stage is called with.
+            model: `Weights.facts`.
+            names: the options that decide the stage's result.
+            earlier: the records of what it takes up.
+
+        Raises:
+            RequestError: the run folder or an earlier stage was made with other options or another
+                model.
+        """
+        made_with = [was for was in (self.identity, *earlier) if was]
+        now = record(config, model, None if self.identity else names, made_with)
+        for was in made_with:
+            if changes := differences(was, now):
+                raise RequestError(
+                    f"this stage is asked for something else than those before "
+                    f"({'; '.join(changes)}); give all of them the same configuration, model and "
+                    "run folder, or start again from the first one that changes"
+                )
+        return narrowed(now, names)
+
+    def concepts(self, config: Config, with_prompts: bool = True) -> ConceptSet:
+        """The concepts of a configuration; a run folder has them from when it was opened."""
+        return load_concepts(config.concepts, with_prompts)
 
     def barrier(self) -> None:
         """Wait for the other processes."""
@@ -100,84 +137,6 @@ class Parts:
         )
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """What a run folder belongs to, apart from the model.
-
-    That is the version, the options, and the content of the user's files.
-    """
-    files = {"concepts": config.concepts, "corpus": corpus_file(config.corpus)}
-    return {
-        "conceptvec_version": __version__,
-        "configuration": config.identity(),
-        "files": {
-            name: digest(Path(path).read_bytes())
-            for name, path in files.items()
-            if path is not None and is_file(path)  # else it stands in the configuration
-        },
-    }
-
-
-def manifests(path: Path) -> list[dict[str, Any]]:
-    """The manifests of all processes in a folder.
-
-    A damaged one is as good as none: its parts are made again.
-
-    Raises:
-        RequestError: another program wrote one of them.
-    """
-    sound: list[dict[str, Any]] = []
-    for file in sorted(path.glob(MANIFESTS)):
-        try:
-            manifest: Any = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            logger.warning("%s is damaged: what it lists is computed again", file)
-            continue
-        if not _is_manifest(manifest):
-            raise RequestError(f"--out: {file} was not written by conceptvec; give another --out")
-        sound.append(manifest)
-    return sound
-
-
-def _is_manifest(document: Any) -> bool:
-    if not isinstance(document, dict):
-        return False
-    entries = cast("dict[str, Any]", document)
-    return all(isinstance(entries.get(key), dict) for key in MANIFEST_KEYS)
-
-
-def differences(
-    manifest: dict[str, Any], config: Config, model: dict[str, Any] | None = None
-) -> list[str]:
-    """How the run in a folder differs from the one that is asked for, as phrases."""
-    asked = identity(config)
-    version = manifest.get("conceptvec_version")
-    if version != asked["conceptvec_version"]:
-        return [f"it was written by conceptvec {version}, this is {asked['conceptvec_version']}"]
-    options, files = manifest["configuration"], manifest["files"]
-    phrases = [
-        f"{name} was {options.get(name)!r}, is {value!r}"
-        for name, value in asked["configuration"].items()
-        if options.get(name) != value
-    ]
-    phrases += [
-        f"the content of the {name} file differs"
-        for name, content in asked["files"].items()
-        if files.get(name, content) != content
-    ]
-    return phrases + (_model_differences(manifest["model"], model) if model else [])
-
-
-def _model_differences(written: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
-    phrases = [
-        f"the {key} was {written.get(key)}, is {model[key]}"
-        for key in ("device", "dtype")
-        if written.get(key) != model[key]
-    ]
-    if written.get("fingerprint") != model["fingerprint"]:
-        phrases.append("the model's weights differ")
-    return phrases
-
-
 class RunFolder(Parts):
     """A folder that belongs to one configuration and one model.
 
@@ -203,49 +162,63 @@ class RunFolder(Parts):
             self.rank, self.world = processes.process_index, processes.num_processes
         name = "manifest.json" if self.rank == 0 else f"manifest.rank{self.rank}.json"
         self._manifest = path / name
-        facts = {key: model[key] for key in ("fingerprint", "dtype")}
-        facts["device"] = str(model["device"]).partition(":")[0]
-        self.identity = identity(config) | {"model": facts}
+        # The user's concepts are read once; what was read is what all stages get.
+        self._concepts = read_source(config.concepts)
+        content = None if self._concepts is None else digest(self._concepts)
+        self.identity = record(config, model, known=[as_read(config.concepts, content)])
 
+        self._refuse_other_requests(config)
         earlier = manifests(path)
-        if not config.overwrite:
-            self._refuse_another_run(earlier, config)
+        if not config.overwrite and (changes := conflicts(path, self.identity)):
+            raise RequestError(holds_another_run(path, changes))
         self.barrier()  # everyone has looked before anyone writes
         if self.rank == 0:
-            self._clear(earlier if config.overwrite else [])
+            clear(path, earlier if config.overwrite else [])
         self.barrier()
         self.parts: dict[str, str] = {}
         for manifest in [] if config.overwrite else earlier:
             self.parts |= manifest["parts"]
         self._write_manifest()
+        self._keep_concepts()
         self.barrier()
 
-    def _refuse_another_run(self, earlier: Iterable[dict[str, Any]], config: Config) -> None:
-        for manifest in earlier:
-            if changes := differences(manifest, config, self.identity["model"]):
+    def _refuse_other_requests(self, config: Config) -> None:
+        """All processes of a launch must be asked for the same, in the same folder."""
+        where = {"out": str(self.path.resolve()), "overwrite": config.overwrite}
+        request = {**self.identity, "configuration": self.identity["configuration"] | where}
+        request["configuration"]["stages"] = list(config.stages)
+        for other in self._gathered(request):
+            if changes := differences(other, request):
                 raise RequestError(
-                    f"--out: {self.path} holds another run ({'; '.join(changes)}). "
-                    "Give another --out, or --overwrite to start afresh."
+                    f"the processes of this launch are asked for different runs "
+                    f"({'; '.join(changes)}); start all of them with the same options"
                 )
 
-    def _clear(self, earlier: Sequence[dict[str, Any]]) -> None:
-        """Remove what an earlier run wrote and listed, and what killed processes left half-written.
+    def _gathered(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        """What each of the processes is asked for."""
+        if self.world == 1:
+            return []
+        from torch import distributed
 
-        Nothing else is touched.
-        """
-        try:
-            for manifest in earlier:
-                for name in filter(_is_part_name, manifest["parts"]):
-                    (self.path / name).unlink(missing_ok=True)
-            if earlier:
-                for file in [*self.path.glob(MANIFESTS), *self.path.glob(RESULTS)]:
-                    file.unlink(missing_ok=True)
-                (self.path / VECTORS).unlink(missing_ok=True)
-            for file in self.path.glob("**/.*.tmp"):
-                if time.time() - file.stat().st_mtime > STALE_SECONDS:
-                    file.unlink(missing_ok=True)
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
+        requests: list[Any] = [request] * self.world
+        if distributed.is_initialized():
+            self.barrier()
+            gather: Any = distributed
+            gather.all_gather_object(requests, request)
+        return requests
+
+    def _keep_concepts(self) -> None:
+        """Keep the user's file with the run, as it was read."""
+        if self._concepts is None or self.rank > 0:
+            return
+        name = part_name("concepts", self.identity["files"]["concepts"])
+        if name not in self.parts:
+            self.save(name, {"file": np.frombuffer(self._concepts, np.uint8)})
+
+    def concepts(self, config: Config, with_prompts: bool = True) -> ConceptSet:
+        """The concepts as they were when the folder was opened."""
+        is_held = config.concepts == self.identity["configuration"]["concepts"]
+        return load_concepts(config.concepts, with_prompts, self._concepts if is_held else None)
 
     def barrier(self) -> None:
         """Wait for the other processes.
@@ -264,7 +237,7 @@ class RunFolder(Parts):
             ) from None
 
     def _write_manifest(self) -> None:
-        document = self.identity | {"parts": dict(sorted(self.parts.items()))}
+        document = {**self.identity, "parts": dict(sorted(self.parts.items()))}
         write_atomic(self._manifest, json.dumps(document, indent=1).encode())
 
     def load(self, name: str) -> Arrays | None:
@@ -301,12 +274,8 @@ class RunFolder(Parts):
         self.barrier()
         if self.rank == 0:
             self._write_manifest()
-            for file in self.path.glob("manifest.rank*.json"):
+            for file in named(self.path, MANIFEST):
+                if file == self._manifest:
+                    continue
                 file.unlink(missing_ok=True)
         self.barrier()
-
-
-def _is_part_name(name: str) -> bool:
-    """Whether a name in a manifest can be a part's, inside the folder."""
-    is_inside = ".." not in Path(name).parts and not name.startswith("/")
-    return name.endswith(".safetensors") and is_inside

@@ -70,7 +70,7 @@ def test_a_folder_of_another_file(tmp_path) -> None:
 
 def test_a_folder_of_another_version(tmp_path, monkeypatch) -> None:
     RunFolder(tmp_path, Config(), FACTS)
-    monkeypatch.setattr("conceptvec.runfolder.__version__", "99")
+    monkeypatch.setattr("conceptvec.identity.__version__", "99")
     with pytest.raises(RequestError, match="it was written by conceptvec .*, this is 99"):
         RunFolder(tmp_path, Config(), FACTS)
 
@@ -122,11 +122,11 @@ def test_a_foreign_manifest_is_left_alone(foreign: str, tmp_path) -> None:
 def test_half_written_files_of_killed_processes_go(tmp_path) -> None:
     (tmp_path / "projections").mkdir()
     for name, age in (("old", 7200), ("new", 0)):
-        file = tmp_path / "projections" / f".{name}.1.tmp"
+        file = tmp_path / "projections" / f".{name}.1.conceptvec.tmp"
         file.write_text("half")
         os.utime(file, (time.time() - age,) * 2)
     RunFolder(tmp_path, Config(), FACTS)
-    assert files_in(tmp_path / "projections") == [".new.1.tmp"]
+    assert files_in(tmp_path / "projections") == [".new.1.conceptvec.tmp"]
 
 
 def test_parts_are_kept(tmp_path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from conceptvec.cli.finished import FINISHED
-from conceptvec.cli.options import MODEL, Answer, Command, argument, config_of, count
+from conceptvec.cli.options import MODEL, Answer, Command, argument, config_of, count, given
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
 from conceptvec.text import printable
@@ -73,7 +73,8 @@ def find(arguments: argparse.Namespace) -> Answer:
     """``conceptvec find``."""
     from conceptvec.tools.find import find, found_table
 
-    answer = find(arguments.words, config_of(arguments), arguments.limit, arguments.run)
+    config, asked = config_of(arguments), given(arguments)
+    answer = find(arguments.words, config, arguments.limit, arguments.run, asked)
     return Answer(answer, lambda: found_table(answer))
 
 

@@ -127,14 +127,18 @@ def _positional(command: Command) -> bool:
 
 def config_of(arguments: argparse.Namespace) -> Config:
     """The configuration that the arguments describe; what was not given keeps its default."""
-    given = {f.name: getattr(arguments, f.name, MISSING) for f in fields(Config)}
     return Config(
         **{
             name: _value(name, value) if isinstance(value, str) else value
-            for name, value in given.items()
-            if value is not MISSING
+            for name, value in given(arguments).items()
         }
     )
+
+
+def given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that stand on the command line, with their text."""
+    values = {field.name: getattr(arguments, field.name, MISSING) for field in fields(Config)}
+    return {name: value for name, value in values.items() if value is not MISSING}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -80,7 +80,17 @@ class Agreement(AgreementBase, total=False):
     largest_difference_of_drops: float | None
 
 
-class RunPart(TypedDict):
+class FilesRead(TypedDict, total=False):
+    """The user's files.
+
+    Attributes:
+        files: SHA-256 by option, of a corpus with the column that was read.
+    """
+
+    files: dict[str, str]
+
+
+class RunPart(FilesRead):
     """What every run writes.
 
     Attributes:

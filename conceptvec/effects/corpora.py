@@ -8,6 +8,7 @@ left.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -16,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from conceptvec.effects.coverage import Coverage
 from conceptvec.effects.passages import LEAD_IN, Passages, cut, joined, start_of_text
 from conceptvec.effects.target_words import TargetWords, occurrences
 from conceptvec.errors import RequestError, first_line
+from conceptvec.files import digest_of
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
@@ -46,6 +48,7 @@ class TextFile:
 
     path: Path
     column: str | None = None  # of a .jsonl file
+    digest: str | None = None  # of the content, where it is known and no other will do
 
     def documents(self) -> Iterator[str]:
         """The text of every line or record; empty ones are left out.
@@ -55,7 +58,9 @@ class TextFile:
         """
         number = 0
         try:
-            with self.path.open("r", encoding="utf-8-sig") as file:
+            with self.path.open("rb") as content:
+                self._check(content)
+                file = io.TextIOWrapper(content, encoding="utf-8-sig")
                 for number, line in enumerate(file, 1):
                     text = line if self.column is None else self._record(line, number)
                     if text.strip():
@@ -65,6 +70,15 @@ class TextFile:
                 f"--corpus: {self.path} is not readable UTF-8 text after line {number} "
                 f"({first_line(error)}); save it as UTF-8"
             ) from None
+
+    def _check(self, file: BinaryIO) -> None:
+        """Refuse another content than that which the run began with."""
+        if self.digest is not None and digest_of(file) != self.digest:
+            raise RequestError(
+                f"--corpus: {self.path} was changed since the run began; put it back as it was, or "
+                "give another --out"
+            )
+        file.seek(0)
 
     def _record(self, line: str, number: int) -> str:
         if not line.strip():

@@ -20,7 +20,7 @@ from conceptvec.concepts import ConceptSet, load_concepts
 from conceptvec.effects import activity, rows, sums
 from conceptvec.effects.activity import Activity
 from conceptvec.effects.contrast import with_contrast
-from conceptvec.effects.corpora import parse_corpus, read_passages
+from conceptvec.effects.corpora import TextFile, parse_corpus, read_passages
 from conceptvec.effects.coverage import Coverage, tokens_of_run
 from conceptvec.effects.gradients import Gradients
 from conceptvec.effects.moved import draw_moved, draw_poles, draws_for, side_by_side
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PASSAGES_A_PART = 768  # of the scan; a part holds sums of some hundred MB
+DIGEST = 64  # characters of a SHA-256; the column of a corpus stands behind
 HELD_OUT = 1  # moved draws of every pole that are controls, not part of the null
 SAMPLE = 500  # random poles whose vectors are moved too: the null of all poles and concepts
 SAMPLE_DRAWS = 8
@@ -77,7 +78,10 @@ def running_text(
         opener = Opener(model, config.seed, config.chat_template)
         passages = _written(opener, wanted, concepts.names, words, tokens, parts)
     else:
-        name = part_name("text/read", config.corpus, tokens)
+        content = parts.identity.get("files", {}).get("corpus", config.corpus)
+        if isinstance(source, TextFile) and content != config.corpus:
+            source = replace(source, digest=content[:DIGEST])
+        name = part_name("text/read", content, tokens)
         task: Task = (name, lambda: read_passages(model, source, words, tokens).arrays())
         passages = Passages.of_arrays(parts.map([task], "Text: reading", "corpus")[0])
     Coverage.of(passages, words).say()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from conceptvec.files import with_sorted_metadata
 from conceptvec.model.weights import Weights
 from conceptvec.records import pole_of
 from conceptvec.runfolder import write_atomic
@@ -38,4 +39,4 @@ def save_vectors(
         "fold": fold,
     }
     tensors = {"vectors": vectors, "readout_directions": directions}
-    write_atomic(path, save(tensors, metadata))
+    write_atomic(path, with_sorted_metadata(save(tensors, metadata)))

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,12 +23,13 @@ import torch
 
 from conceptvec.errors import first_line
 from conceptvec.extraction.sweep import Workspace
-from conceptvec.files import write_atomic
+from conceptvec.files import digest, write_atomic
 
 logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.cpp")
 # No -ffast-math: it drops NaN.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 SECONDS = 120  # that a build may take
 PROCESSOR = (b"flags", b"Features", b"model name")  # lines of /proc/cpuinfo that a build depends on
 
@@ -50,15 +52,15 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         kernels = _load()
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        kernels.conceptvec_scan.argtypes, kernels.conceptvec_scan.restype = _SCAN, None
+        kernels.conceptvec_dots.argtypes, kernels.conceptvec_dots.restype = _DOTS, None
+    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         # RuntimeError: no home folder, a full disk.
         said = (
             "the projection takes PyTorch's loops, which are slower, since its own can't be built"
         )
         logger.info("%s: %s", said, first_line(getattr(error, "stderr", None) or error))
         return None
-    kernels.conceptvec_scan.argtypes, kernels.conceptvec_scan.restype = _SCAN, None
-    kernels.conceptvec_dots.argtypes, kernels.conceptvec_dots.restype = _DOTS, None
     return kernels
 
 
@@ -67,18 +69,33 @@ def _load() -> ctypes.CDLL:
     compiler = shutil.which("g++")
     if compiler is None:
         raise FileNotFoundError("there is no g++")
-    path = _folder() / f"kernels-{_fingerprint(compiler)}.so"
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:
-        _build(compiler, path)
-        return ctypes.CDLL(str(path))
+    folder, made_for = _folder(), _fingerprint(compiler)
+    # The file's name says what it holds: nothing else is ever mapped into the process.
+    for path in folder.glob(f"kernels-{made_for}-*.so"):
+        if path.is_file() and path == _path(folder, made_for, path.read_bytes()):
+            return ctypes.CDLL(str(path))
+    content = _built(compiler)
+    path = _path(folder, made_for, content)
+    write_atomic(path, content)
+    return ctypes.CDLL(str(path))
+
+
+def _path(folder: Path, made_for: str, content: bytes) -> Path:
+    return folder / f"kernels-{made_for}-{digest(content)}.so"
 
 
 def _folder() -> Path:
+    """The folder of compiled kernels, which the user alone can write.
+
+    Raises:
+        PermissionError: others can.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "conceptvec"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & OTHERS_WRITE:
+        raise PermissionError(f"others can write {folder}: nothing is loaded from there")
     return folder
 
 
@@ -95,16 +112,15 @@ def _fingerprint(compiler: str) -> str:
     return hashlib.sha256(b"\n".join(content)).hexdigest()[:16]
 
 
-def _build(compiler: str, path: Path) -> None:
-    """Compile elsewhere and put the file in place as a whole.
-
-    Several processes may do so at once.
-    """
+def _built(compiler: str) -> bytes:
+    """The compiled library."""
     with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / path.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
-        write_atomic(path, built.read_bytes())
+        path = Path(folder) / "kernels.so"
+        command = [compiler, *FLAGS, str(SOURCE), "-o", str(path)]
+        subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=True, timeout=SECONDS
+        )
+        return path.read_bytes()
 
 
 def usable(matrix: torch.Tensor) -> bool:

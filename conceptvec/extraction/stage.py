@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from conceptvec.extraction.agreement import projection_agreement
 from conceptvec.extraction.poles import Projections, make_projector, project_neurons, sample_neurons
 from conceptvec.extraction.poles import null_directions as null_directions
 from conceptvec.extraction.projection import Projector
+from conceptvec.identity import EXTRACTION, Record
 from conceptvec.model.weights import Weights
 from conceptvec.records import SIGNS, Pole
 from conceptvec.runfolder import Parts, Task
@@ -40,6 +41,7 @@ class Candidates:
         masked: bool (V,), the tokens that are never shown.
         agreement: of a sample of rows with the CPU.
         seconds: that the stage took.
+        origin: the record of what it was made with.
     """
 
     layers: list[Projections]
@@ -47,6 +49,7 @@ class Candidates:
     masked: np.ndarray
     agreement: dict[str, Any]
     seconds: float
+    origin: Record = field(default_factory=dict, repr=False)
 
     @property
     def total(self) -> int:
@@ -100,17 +103,19 @@ def extract(
         the projections of every layer.
 
     Raises:
+        RequestError: the run folder belongs to another configuration or model.
         RunError: a sample of the rows does not agree with the CPU.
     """
     start = time.perf_counter()
     parts = parts or Parts()
     numbers = parse_layers(config.layers, model.n_layers)
+    origin = parts.bind(config, model.facts(), EXTRACTION)
     projector, texts, masked = make_projector(model, config.top_k)
     layers = _project_layers(model, projector, numbers, config, parts)
     hidden = masked.numpy()
     agreement = projection_agreement(model, layers, hidden, config.fold, config.seed)
     seconds = round(time.perf_counter() - start, 3)
-    return Candidates(layers, texts, hidden, {"projection": agreement}, seconds)
+    return Candidates(layers, texts, hidden, {"projection": agreement}, seconds, origin)
 
 
 def _project_layers(

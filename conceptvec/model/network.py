@@ -18,13 +18,12 @@ from conceptvec.model.checkpoint import FAMILIES as FAMILIES
 from conceptvec.model.checkpoint import Checkpoint
 from conceptvec.model.device import wide_products
 from conceptvec.model.memory import is_out_of_memory
-from conceptvec.model.tensors import HEAD, StoredTensors, misfit
+from conceptvec.model.tensors import DECODER, HEAD, StoredTensors, misfit
 from conceptvec.model.weights import Weights, open_checkpoint, unloadable
 
 logger = logging.getLogger(__name__)
 
 CHAT_REQUEST = "Complete the sentence."  # the user's turn where a chat template is asked for
-DECODER = "model"  # its name in transformers' causal models of all families here
 ROWS = 2**14  # of the unembedding in float32 at a time, where products come out in less
 
 

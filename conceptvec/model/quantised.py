@@ -7,6 +7,7 @@ need the memory of the whole model in float32 once.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def _unreadable(file: Path, error: Exception) -> RequestError:
 class GgufTensors(StoredTensors):
     """The text decoder's tensors as they come out of a GGUF file, in memory."""
 
-    def _headers(self, folder: Path) -> dict[str, Stored]:
+    def _headers(self, folder: Path, expected: Collection[str]) -> dict[str, Stored]:
         """Dequantise all; the names are those of the decoder."""
         from transformers import AutoModelForCausalLM
         from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -121,6 +122,7 @@ class GgufTensors(StoredTensors):
         return {
             name: Stored(folder, name, "F32", list(tensor.shape))
             for name, tensor in self._tensors.items()
+            if name in expected
         }
 
     def converted(self, name: str, dtype: torch.dtype) -> torch.Tensor:

@@ -21,7 +21,7 @@ from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
 from conceptvec.model.checkpoint import Checkpoint, Family, fetch, find
 from conceptvec.model.device import choose_device, choose_dtype
-from conceptvec.model.fingerprint import fingerprint
+from conceptvec.model.fingerprint import fingerprint, probe
 from conceptvec.model.folder import GGUF
 from conceptvec.model.quantised import (
     GgufTensors,
@@ -161,7 +161,8 @@ class Weights:
     def fingerprint(self) -> str:
         """SHA-256 over all that decides a result: the same, streamed or loaded."""
         vocabulary = self.tokenizer.get_vocab()
-        return fingerprint(self.source.config, vocabulary, self.dtype, self._tensors())
+        pieces = self.tokenizer(probe(vocabulary))["input_ids"]
+        return fingerprint(self.source.config, vocabulary, pieces, self.dtype, self._tensors())
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All weights by name, one at a time, and the unembedding never in memory twice."""
@@ -238,10 +239,10 @@ def open_checkpoint(config: Config, checkpoint: Checkpoint | None = None) -> Ope
         raise unloadable(folder, error) from error
     revision, family = checkpoint.revision, checkpoint.family
     if is_gguf:
-        source = GgufTensors(folder, settings, family, dtype)
+        source = GgufTensors(folder, settings, dtype)
         why = f"{why}; dequantised from {quantisation(folder)}"
     else:
-        source = StoredTensors(folder, settings, family, dtype)
+        source = StoredTensors(folder, settings, dtype)
     return Opened(source, tokenizer, config.model, revision, family, device, dtype, why)
 
 

@@ -58,11 +58,13 @@ class Lexicon:
         names: of the groups.
         by_word: normalised word → its match.
         by_stem: language → stem → the match of the word with that stem.
+        numerals: the group of all digits and numerals, or `NO_GROUP`.
     """
 
     names: tuple[str, ...]
     by_word: dict[str, Match]
     by_stem: dict[str, dict[str, Match]]
+    numerals: int
 
     @classmethod
     def build(cls, concepts: ConceptSet) -> Lexicon:
@@ -81,7 +83,10 @@ class Lexicon:
                     match = _match(concept, word, key, group)
                     _enter(by_word, word, match)
                     _enter(by_stem.setdefault(code, {}), stem, match)
-        return cls(tuple(concept.name for concept in ordered), by_word, by_stem)
+        # The rule for numerals belongs to the package's own concept, not to its name.
+        built_in = [concept.name if is_built_in(concept) else "" for concept in ordered]
+        numerals = built_in.index("numbers") if "numbers" in built_in else NO_GROUP
+        return cls(tuple(concept.name for concept in ordered), by_word, by_stem, numerals)
 
     def find(self, token: str) -> Reading:
         """What the lexicon says of a token as a tokenizer writes it."""
@@ -96,8 +101,8 @@ class Lexicon:
             word: normalised.
             unlisted: what an unlisted word gives; by default its own lemma, of `NO_GROUP`.
         """
-        if is_numeral(word) and "numbers" in self.names:
-            return Match(lemma(word) or word, self.names.index("numbers"), 1.0, True)
+        if self.numerals != NO_GROUP and is_numeral(word):
+            return Match(lemma(word) or word, self.numerals, 1.0, True)
         match = self.by_word.get(word) or self._inflected(word)
         return match or unlisted or Match(lemma(word), NO_GROUP, 0.0, True)
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from conceptvec.concepts import ConceptSet, load_concepts
+from conceptvec.concepts import ConceptSet
 from conceptvec.config import Config
 from conceptvec.extraction.poles import Projections
 from conceptvec.extraction.stage import Candidates
+from conceptvec.identity import SCORING, Record, as_read
 from conceptvec.records import SIGNS, Candidate, Pole, PoleScores, Sign
 from conceptvec.runfolder import Parts
 from conceptvec.scoring import evidence as ev
@@ -51,6 +52,8 @@ class Scored:
         poles: every scored pole.
         candidates: Stage 1.
         concepts: of the run.
+        seconds: that the stage took.
+        origin: the record of what it was made with.
     """
 
     selected: tuple[Candidate, ...]
@@ -63,6 +66,7 @@ class Scored:
     candidates: Candidates
     concepts: ConceptSet = field(repr=False)
     seconds: float = 0.0
+    origin: Record = field(default_factory=dict, repr=False)
 
     @property
     def candidates_found(self) -> list[Candidate]:
@@ -110,8 +114,14 @@ def score(
 
     Returns:
         the candidates, the other answers counted, the null calibration.
+
+    Raises:
+        RequestError: Stage 1 or the run folder was made with other options or another model.
     """
-    start, concepts = time.perf_counter(), load_concepts(config.concepts)
+    start, parts = time.perf_counter(), parts or Parts()
+    concepts = parts.concepts(config)
+    read = as_read(concepts.source, concepts.digest)
+    origin = parts.bind(config, model.facts(), SCORING, candidates.origin, read)
     tokens, masked = candidates.tokens, candidates.masked
     scorer = Scorer(tokens, masked, model.unembedding, concepts, config.score_threshold)
     layers = [projections.layer for projections in candidates.layers]
@@ -128,7 +138,7 @@ def score(
     ):
         tally.add(projections, candidates.passing(projections, config.min_kurtosis), null)
     poles = tally.poles.table()
-    _keep(poles, parts or Parts())
+    _keep(poles, parts)
     return Scored(
         selected=tuple(
             sorted(tally.selected, key=lambda candidate: (-candidate.score, candidate.id))
@@ -145,6 +155,7 @@ def score(
         candidates=candidates,
         concepts=concepts,
         seconds=round(time.perf_counter() - start, 3),
+        origin=origin,
     )
 
 

@@ -26,17 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conceptvec.config import WHERE, Config
+from conceptvec.config import Config
 from conceptvec.errors import RequestError
-from conceptvec.runfolder import (
-    Arrays,
-    Parts,
-    Task,
-    differences,
-    manifests,
-    part_name,
-    write_atomic,
-)
+from conceptvec.holdings import conflicts, holds_another_run
+from conceptvec.identity import differences, record
+from conceptvec.runfolder import Arrays, Parts, Task, part_name, write_atomic
 from conceptvec.text import DASH, number, plain, printable
 from conceptvec.text import table as text_table
 from conceptvec.tools.ground import Ground, planting_layers, survey
@@ -123,21 +117,20 @@ def check_folder(folder: Path, config: Config, options: Options) -> None:
     """
     if config.overwrite:
         return
-    for manifest in manifests(folder):
-        if changes := differences(manifest, config):
-            raise _other(folder, "another run", changes)
+    now = record(config, {})
+    if changes := conflicts(folder, now):
+        raise RequestError(holds_another_run(folder, changes))
     try:
         earlier = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
         raise _other(folder, f"a {FILE} that cannot be read", [str(error)]) from None
-    asked = config.identity() | options.document()
-    was = {**earlier.get("configuration", {}), **earlier.get("options", {})}
-    changes = [
+    was = earlier.get("options", {})
+    changes = differences(earlier, now) + [
         f"{name} was {was.get(name)!r}, is {value!r}"
-        for name, value in asked.items()
-        if name not in WHERE and was.get(name) != value
+        for name, value in options.document().items()
+        if was.get(name) != value
     ]
     if changes:
         raise _other(folder, "another calibration", changes)

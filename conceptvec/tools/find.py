@@ -15,8 +15,8 @@ as 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,11 @@ def word_forms(words: Sequence[str], texts: list[str], masked: np.ndarray) -> di
 
 
 def find(
-    words: Sequence[str], config: Config, limit: int = 20, run: str | Path | None = None
+    words: Sequence[str],
+    config: Config,
+    limit: int = 20,
+    run: str | Path | None = None,
+    asked: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """The poles that promote the words most.
 
@@ -122,6 +126,8 @@ def find(
         config: model, revision, device, layers, fold.
         limit: poles in the answer.
         run: a finished run's folder, whose kept lists are searched instead of the weights.
+        asked: the options that were given; by default those that are not at their defaults. The
+            run has its own model, revision, precision and fold, and no others are taken for them.
 
     Returns:
         a JSON document: the words' forms, the neurons examined, and the best poles.
@@ -132,7 +138,9 @@ def find(
         )
     manifest: dict[str, Any] = {}
     if run is not None:
-        config, manifest = _of_run(Path(run), config)
+        usual = asdict(Config())
+        changed = [name for name, value in asdict(config).items() if value != usual[name]]
+        config, manifest = _of_run(Path(run), config, changed if asked is None else asked)
     model = load_weights(config)
     projector, texts, masked = make_projector(model, SHOWN_TOKENS)
     forms = word_forms(list(dict.fromkeys(words)), texts, masked.numpy())
@@ -192,8 +200,11 @@ def _from_weights(model: Weights, vocabulary: Vocabulary, config: Config) -> Ite
         yield Readouts(layer, np.arange(len(y)), {"+": y, "-": -y})
 
 
-def _of_run(run: Path, config: Config) -> tuple[Config, dict[str, Any]]:
-    """The configuration with the model and fold of a finished run, and the run's manifest."""
+def _of_run(run: Path, config: Config, asked: Collection[str]) -> tuple[Config, dict[str, Any]]:
+    """The configuration with what is a finished run's own, and the run's manifest.
+
+    A model that was asked for is taken: its fingerprint will tell whether it is the run's.
+    """
     try:
         manifest = manifests(run)[0]
         was = manifest["configuration"] | {"dtype": manifest["model"]["dtype"]}
@@ -202,6 +213,14 @@ def _of_run(run: Path, config: Config) -> tuple[Config, dict[str, Any]]:
         raise RequestError(
             f"find: {run} is no run folder; expected one that `conceptvec run` wrote"
         ) from None
+    for name in asked:
+        if name in ("fold", "dtype") and getattr(config, name) not in (kept[name], "auto"):
+            raise RequestError(
+                f"--{name}: {run} was made with {kept[name]}, asked for is "
+                f"{getattr(config, name)}; omit it, or omit --run"
+            )
+    if "model" in asked:
+        kept |= {"model": config.model, "revision": config.revision}
     return replace(config, **kept), manifest
 
 
@@ -211,8 +230,8 @@ def _from_run(
     """The neurons whose lists a run has kept."""
     if manifest["model"].get("fingerprint") != model.fingerprint:
         raise RequestError(
-            f"find: {run} was made from other weights than {model.name}; "
-            "run it again, or omit --run"
+            f"--model: {run} was made from other weights than those of {model.name} (the "
+            f"fingerprints differ); give the run's own model, or omit --run"
         )
     finished = {
         f"projections/layer_{layer:02d}.safetensors": layer

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from conceptvec.concepts import load_concepts
 from conceptvec.config import Config, parse_layers
 from conceptvec.effects.running_text import RunningText
 from conceptvec.effects.scan_record import Scan
@@ -103,7 +102,8 @@ def survey(model: Model, config: Config, parts: Parts) -> Ground:
     Raises:
         RequestError: there is none, or the corpus cannot be read.
     """
-    concepts = load_concepts(config.concepts, with_prompts=False)
+    parts.bind(config, model.facts(), ())
+    concepts = parts.concepts(config, with_prompts=False)
     masked = masked_tokens(model, token_texts(model)).numpy()
     text = running_text(model, config, concepts, masked, parts)
     # The last layer alone: what is wanted is which words the model knows where.

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config
+from conceptvec.holdings import conflicts, holds_another_run, manifests
+from conceptvec.identity import Record, record
 from conceptvec.model.checkpoint import Checkpoint, find
-from conceptvec.runfolder import differences, manifests
 
 if TYPE_CHECKING:
     import torch
@@ -180,6 +181,7 @@ def preflight(config: Config) -> Plan:
     checkpoint = find(config)
     device = choose_device(config.device)
     dtype, why = choose_dtype(config.dtype, device)
+    precision = str(dtype).removeprefix("torch.")
     shape = shape_of(checkpoint)
     work = work_of(config, shape, device.type)
 
@@ -187,14 +189,21 @@ def preflight(config: Config) -> Plan:
     folder = config.folder(device.type)
     needs = needs_of(config, checkpoint, shape, work, device, dtype)
     has = Has(memory_bytes=device_memory(device), disk_bytes=free_disk(folder))
-    state, taken = _folder_state(folder, config)
+    # The weights are not loaded: what is known of the model is its shape.
+    facts = {
+        "device": str(device),
+        "dtype": precision,
+        "layers": shape.layers,
+        "intermediate_size": shape.intermediate_size,
+    }
+    state, taken = _folder_state(folder, config, record(config, facts))
     return Plan(
         model=_model_facts(config, checkpoint),
         shape=shape,
         device=DeviceFacts(
             device=str(device),
             name=device_name(device),
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=precision,
             why=why,
         ),
         work=work,
@@ -247,17 +256,13 @@ def _space_problems(folder: Path, needs: Needs, has: Has) -> list[str]:
     return problems
 
 
-def _folder_state(folder: Path, config: Config) -> tuple[str, list[str]]:
+def _folder_state(folder: Path, config: Config, asked: Record) -> tuple[str, list[str]]:
     """What a run finds in its folder, and the problems with that."""
     earlier = manifests(folder)
     if config.overwrite:
         return ("started afresh" if earlier else "new"), []
-    for manifest in earlier:
-        if changes := differences(manifest, config):
-            return "of another run", [
-                f"--out: {folder} holds another run ({'; '.join(changes)}). Give another --out, "
-                "or --overwrite to start afresh."
-            ]
+    if changes := conflicts(folder, asked):
+        return "of another run", [holds_another_run(folder, changes)]
     state = f"resumed, {len(earlier[-1]['parts'])} parts are done" if earlier else "new"
     return state, _longer_runs(folder, config)
 

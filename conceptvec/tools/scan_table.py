@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conceptvec.concepts import ConceptSet, load_concepts
+from conceptvec.concepts import ConceptSet
 from conceptvec.config import Config, parse_layers
 from conceptvec.effects.everywhere import Everywhere
 from conceptvec.effects.named import CARRYING, Named, is_named, named_poles, promoted, strongest
@@ -75,7 +75,8 @@ def scan(model: Model, config: Config, parts: Parts | None = None, limit: int = 
         RequestError: the corpus cannot be read, or no word of the concepts is a token of the model.
     """
     parts = parts or Parts()
-    concepts = load_concepts(config.concepts, with_prompts=False)
+    parts.bind(config, model.facts(), ())
+    concepts = parts.concepts(config, with_prompts=False)
     check_words(model, concepts)
     projector, texts, masked = make_projector(model, TOKENS)
     layers = parse_layers(config.layers, model.n_layers)
