@@ -89,8 +89,9 @@ class Results(dict[str, Any]):
         """Write the document as JSON, atomically, after checking it against the schema."""
         check(self, "the results")
         text = json.dumps(self, ensure_ascii=False, indent=1, allow_nan=False)
-        path = Path(path)
-        write_atomic(path, (text + "\n").encode("utf-8"))
+        path = Path(path).expanduser()
+        # Half a character, as in a folder's name of other bytes, becomes JSON's own escape.
+        write_atomic(path, (text + "\n").encode("utf-8", "backslashreplace"))
         return path
 
     def to_html(self, path: str | Path) -> Path:

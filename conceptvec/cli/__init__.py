@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from conceptvec import launch
 from conceptvec.cli.commands import COMMANDS
 from conceptvec.cli.options import parser
 from conceptvec.errors import RequestError, RunError
@@ -53,7 +54,7 @@ def _run(argv: list[str]) -> int:
         return DONE
 
     # Of several processes only the first one talks; all of them work.
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = launch.is_first()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("conceptvec").setLevel(logging.INFO if is_first else logging.ERROR)
     command = next(c for c in COMMANDS if c.name == arguments.command)

@@ -51,7 +51,7 @@ def load_document(path: str | Path) -> Document:
     Raises:
         RequestError: there is none, or it is not a results file of this version.
     """
-    file = _results_file(Path(path))
+    file = _results_file(Path(path).expanduser())
     try:
         document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except (OSError, ValueError, RecursionError) as error:

@@ -20,6 +20,7 @@ from conceptvec.extraction.agreement import projection_agreement
 from conceptvec.extraction.poles import Projections, make_projector, project_neurons, sample_neurons
 from conceptvec.extraction.poles import null_directions as null_directions
 from conceptvec.extraction.projection import Projector
+from conceptvec.model.ambient import set_aside
 from conceptvec.model.weights import Weights
 from conceptvec.records import SIGNS, Pole
 from conceptvec.runfolder import Parts, Task
@@ -84,6 +85,7 @@ class Candidates:
         return f"<p>{self!r}</p>{table}"
 
 
+@set_aside
 def extract(
     model: Weights,
     config: Config,

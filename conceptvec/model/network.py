@@ -14,6 +14,7 @@ import torch
 
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
+from conceptvec.model.ambient import set_aside
 from conceptvec.model.checkpoint import FAMILIES as FAMILIES
 from conceptvec.model.checkpoint import Checkpoint
 from conceptvec.model.device import wide_products
@@ -129,6 +130,7 @@ class Model(Weights):
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
 
+@set_aside
 def load_model(config: Config, checkpoint: Checkpoint | None = None) -> Model:
     """Load `config.model` in its final precision on its device.
 

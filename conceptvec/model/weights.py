@@ -19,6 +19,7 @@ import torch
 
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
+from conceptvec.model.ambient import set_aside
 from conceptvec.model.checkpoint import Checkpoint, Family, fetch, find
 from conceptvec.model.device import choose_device, choose_dtype
 from conceptvec.model.fingerprint import fingerprint
@@ -161,6 +162,7 @@ class Opened(NamedTuple):
     why: str
 
 
+@set_aside
 def load_weights(config: Config, checkpoint: Checkpoint | None = None) -> Weights:
     """Open `config.model` for streaming; a model of the Hub is downloaded where it is missing.
 

@@ -20,6 +20,7 @@ from conceptvec.concepts import ConceptSet, load_concepts
 from conceptvec.config import Config
 from conceptvec.extraction.poles import Projections
 from conceptvec.extraction.stage import Candidates
+from conceptvec.model.ambient import set_aside
 from conceptvec.records import SIGNS, Candidate, Pole, PoleScores, Sign
 from conceptvec.runfolder import Parts
 from conceptvec.scoring import evidence as ev
@@ -97,6 +98,7 @@ class Scored:
         )
 
 
+@set_aside
 def score(
     candidates: Candidates, model: Weights, config: Config, parts: Parts | None = None
 ) -> Scored:

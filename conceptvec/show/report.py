@@ -20,6 +20,7 @@ from typing import Any
 
 from conceptvec.runfolder import write_atomic
 from conceptvec.show.figures import FIGURES, measured
+from conceptvec.show.pictures import attempted
 from conceptvec.show.tables import HEADERS, result_rows, summary
 from conceptvec.text import DASH, printable
 
@@ -60,7 +61,7 @@ def to_html(document: Mapping[str, Any], path: str | Path) -> Path:
     Returns:
         the path.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     write_atomic(path, page(document).encode("utf-8"))
     return path
 
@@ -135,7 +136,13 @@ def _cell(entry: Mapping[str, Any], name: str, text: str) -> str:
 
 def _figure(document: Mapping[str, Any], name: str) -> str:
     out = io.BytesIO()
-    FIGURES[name](document).savefig(out, format="png", dpi=130)
+
+    def draw() -> bool:
+        FIGURES[name](document).savefig(out, format="png", dpi=130)
+        return True
+
+    if not attempted(draw, name):
+        return ""
     picture = base64.b64encode(out.getvalue()).decode("ascii")
     text = (FIGURES[name].__doc__ or name).splitlines()[0]
     return f'<figure><img alt="{_safe(text)}" src="data:image/png;base64,{picture}"></figure>'

@@ -28,6 +28,7 @@ import numpy as np
 
 from conceptvec.config import WHERE, Config
 from conceptvec.errors import RequestError
+from conceptvec.model.ambient import set_aside
 from conceptvec.runfolder import (
     Arrays,
     Parts,
@@ -37,6 +38,7 @@ from conceptvec.runfolder import (
     part_name,
     write_atomic,
 )
+from conceptvec.show.pictures import save_calibration_figure
 from conceptvec.text import DASH, number, plain, printable
 from conceptvec.text import table as text_table
 from conceptvec.tools.ground import Ground, planting_layers, survey
@@ -51,6 +53,7 @@ logger = logging.getLogger(__name__)
 FILE = "calibration.json"
 
 
+@set_aside
 def calibrate(
     model: Model, config: Config, options: Options | None = None, parts: Parts | None = None
 ) -> dict[str, Any]:
@@ -151,13 +154,11 @@ def _other(folder: Path, what: str, changes: Sequence[str]) -> RequestError:
 
 
 def save_calibration(document: Mapping[str, Any], folder: Path) -> Path:
-    """Write the document and its figure; returns the figure's path."""
-    from conceptvec.show.figures import calibration
-
+    """Write the document, then its figure; returns the figure's path."""
     text = json.dumps(document, indent=1, allow_nan=False)
     write_atomic(folder / FILE, text.encode())
     path = folder / "calibration.png"
-    calibration(document).savefig(path, dpi=150)
+    save_calibration_figure(document, path)
     return path
 
 

@@ -27,6 +27,7 @@ from conceptvec.effects.survey import survey
 from conceptvec.effects.target_words import TargetWords, token_pieces
 from conceptvec.errors import RequestError
 from conceptvec.extraction.poles import make_projector
+from conceptvec.model.ambient import set_aside
 from conceptvec.runfolder import Parts
 from conceptvec.scoring.lexicon import Lexicon
 from conceptvec.text import html_table, number, plain, printable, table, words_of
@@ -62,6 +63,7 @@ class ScanTable(dict[str, Any]):
         return f"<p>{escape(_title(self))}</p>{rows}<p>{legend}</p>"
 
 
+@set_aside
 def scan(model: Model, config: Config, parts: Parts | None = None, limit: int = LIMIT) -> ScanTable:
     """Every neuron's first-order effect on the words of every concept.
 
