@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from conceptvec.effects.corpora import parse_corpus, read_passages
 from conceptvec.effects.coverage import Coverage, tokens_of_run
 from conceptvec.effects.gradients import Gradients
 from conceptvec.effects.moved import draw_moved, draw_poles, draws_for, side_by_side
-from conceptvec.effects.openings import Opener, first_round, second_round
+from conceptvec.effects.openings import Opener, first_round, second_round, tokens_to_ask
 from conceptvec.effects.passages import Passages
 from conceptvec.effects.passages import joined as joined_passages
 from conceptvec.effects.rows import Targets
@@ -31,7 +32,7 @@ from conceptvec.effects.running_text import RunningText
 from conceptvec.effects.scan_record import Scan
 from conceptvec.effects.sums import Effects
 from conceptvec.effects.target_words import TargetWords, occurrences, token_pieces
-from conceptvec.effects.writing import WrittenPart, write
+from conceptvec.effects.writing import WrittenPart, part_seed, write
 from conceptvec.records import Pole
 from conceptvec.runfolder import Arrays, Parts, Task, part_name
 from conceptvec.scoring.lexicon import Lexicon
@@ -115,6 +116,13 @@ def _written(
     of_run = [concept for concept in concepts.concepts if concept.name in own_names]
     others = [concept for concept in concepts.concepts if concept.name not in own_names]
     first = write_all(first_round(opener, of_run, tokens, others), "written")
+
+    # Texts that the model ends early leave fewer tokens than were asked for.
+    if missing := tokens_to_ask(tokens, joined_passages(first)):
+        again = replace(opener, seed=part_seed(opener.seed, "written again", 0))
+        first += write_all(first_round(again, of_run, missing, others), "again")
+
+    # Concepts that are still short of words or documents get texts of their own.
     so_far = joined_passages(first)
     coverage = Coverage.of(so_far, words)
     further = second_round(opener, concepts.concepts, coverage, words, len(so_far))
