@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conceptvec.effects.coverage import Coverage
-from conceptvec.effects.passages import LEAD_IN, Passages, cut, joined, start_of_text
+from conceptvec.effects.passages import LEAD_IN, Passages, cut, joined
 from conceptvec.effects.target_words import TargetWords, occurrences
 from conceptvec.errors import RequestError, first_line
 
@@ -289,7 +289,7 @@ def _topped_up(
 
 def _batches(model: Model, documents: Iterable[str], continues: np.ndarray) -> Iterator[Passages]:
     """The passages of some documents at a time; a document's number is its place in the text."""
-    start = start_of_text(model.tokenizer)
+    start = model.start
     scored_from = max(len(start), 1) + LEAD_IN
     stream = enumerate(encoded(model, documents))
     while chunk := list(islice(stream, LINES_AT_ONCE)):

@@ -23,6 +23,7 @@ from conceptvec.model.ambient import set_aside
 from conceptvec.model.checkpoint import Checkpoint, Family, fetch, find
 from conceptvec.model.device import choose_device, choose_dtype
 from conceptvec.model.fingerprint import fingerprint
+from conceptvec.model.folder import tell_of_adapter
 from conceptvec.model.tensors import EMBEDDING, HEAD, StoredTensors, down_proj
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -191,6 +192,7 @@ def open_checkpoint(config: Config, checkpoint: Checkpoint | None = None) -> Ope
     device = choose_device(config.device)
     dtype, why = choose_dtype(config.dtype, device)
     folder = fetch(checkpoint)
+    tell_of_adapter(folder)
     try:
         settings = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
@@ -204,7 +206,9 @@ def open_checkpoint(config: Config, checkpoint: Checkpoint | None = None) -> Ope
 def unloadable(folder: Path, error: Exception) -> RequestError:
     """What to say of a model folder that transformers cannot read."""
     text = " ".join(str(error).split())[:300]
+    advice = "its files do not fit together, so fetch them again"
+    if isinstance(error, ImportError):
+        advice = "install what it names"
     return RequestError(
-        f"--model: {folder} could not be loaded ({type(error).__name__}: {text}); its files do "
-        "not fit together, so fetch them again"
+        f"--model: {folder} could not be loaded ({type(error).__name__}: {text}); {advice}"
     )

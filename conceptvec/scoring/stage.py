@@ -29,7 +29,7 @@ from conceptvec.scoring.groups import OtherList, group
 from conceptvec.scoring.nulls import NullLists, null_lists, null_readouts
 from conceptvec.scoring.poles import PART, Collector, PoleTable
 from conceptvec.scoring.scorer import Scorer
-from conceptvec.text import html_table, listed, plain, words_of
+from conceptvec.text import html_table, listed, notebook_html, plain, words_of
 
 if TYPE_CHECKING:
     from conceptvec.model.weights import Weights
@@ -90,7 +90,7 @@ class Scored:
             rows.append((candidate.id, candidate.concept, f"{candidate.score:.2f}", words))
         answers = escape(listed(self.labels))
         groups = [(len(g["ids"]), words_of(g["tokens"])) for g in self.others[:SHOWN_GROUPS]]
-        return (
+        return notebook_html(
             f"<p>{len(self.selected)} concept candidates; answers: {answers}</p>"
             + html_table(rows, ("vector", "concept", "score", "tokens"))
             + "<p>The largest groups outside the concepts</p>"

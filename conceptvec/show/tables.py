@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from conceptvec.text import html_table, listed, number, printable, table, words_of
+from conceptvec.text import html_table, listed, notebook_html, number, printable, table, words_of
 
 ROWS = 25
 SHOWN_TOKENS = 6
@@ -113,4 +113,4 @@ def results_table(document: Mapping[str, Any], limit: int | None = ROWS) -> str:
 def results_html(document: Mapping[str, Any]) -> str:
     """Results in a notebook cell."""
     lines = "<br>".join(escape(summary(document)).splitlines())
-    return f"<p>{lines}</p>{html_table(result_rows(document), HEADERS)}"
+    return notebook_html(f"<p>{lines}</p>{html_table(result_rows(document), HEADERS)}")

@@ -15,6 +15,7 @@ from conceptvec.concepts import load_concepts
 from conceptvec.config import Config
 from conceptvec.model.checkpoint import Checkpoint, find
 from conceptvec.runfolder import differences, manifests
+from conceptvec.text import notebook_html
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +156,7 @@ class Plan:
             f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>"
             for name, text in self.lines()
         )
-        return f"<table>{''.join(rows)}</table>"
+        return notebook_html(f"<table>{''.join(rows)}</table>")
 
 
 def preflight(config: Config) -> Plan:

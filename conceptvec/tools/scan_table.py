@@ -30,7 +30,7 @@ from conceptvec.extraction.poles import make_projector
 from conceptvec.model.ambient import set_aside
 from conceptvec.runfolder import Parts
 from conceptvec.scoring.lexicon import Lexicon
-from conceptvec.text import html_table, number, plain, printable, table, words_of
+from conceptvec.text import html_table, notebook_html, number, plain, printable, table, words_of
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
@@ -60,7 +60,7 @@ class ScanTable(dict[str, Any]):
     def _repr_html_(self) -> str:
         rows = html_table(_rows(self), HEADERS)
         legend = "<br>".join(escape(line) for line in _legend(self).splitlines())
-        return f"<p>{escape(_title(self))}</p>{rows}<p>{legend}</p>"
+        return notebook_html(f"<p>{escape(_title(self))}</p>{rows}<p>{legend}</p>")
 
 
 @set_aside

@@ -29,7 +29,7 @@ SENTENCE = "w1 w2 w3 w4 w5 dog w6 cat w7 w8"
 def reader() -> SimpleNamespace:
     """What of a model is needed for reading."""
     tokenizer = make_tokenizer()
-    return SimpleNamespace(tokenizer=tokenizer, vocab_size=len(tokenizer), name="tiny")
+    return SimpleNamespace(tokenizer=tokenizer, vocab_size=len(tokenizer), name="tiny", start=[])
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ TOKENS = [written(text.encode()) for text in TEXTS]
 def model_of(tokens: list[str]) -> Any:
     """What `token_texts` and `masked_tokens` read of a model."""
     tokenizer = SimpleNamespace(
-        convert_ids_to_tokens=lambda ids: [tokens[i] for i in ids],
+        get_vocab=lambda: {token: number for number, token in enumerate(tokens)},
         all_special_ids=[],
         __len__=lambda: len(tokens),
     )
