@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+opened: list[Path] = []  # the run folders of this process that were cleared or resumed
 PATIENCE = timedelta(
     hours=1
 )  # how long a process waits for the slowest of the others before it gives up
@@ -119,7 +120,9 @@ def open_run(model: Weights, config: Config) -> RunFolder:
     """
     parse_layers(config.layers, model.n_layers)
     folder = config.folder(model.device.type)
-    return RunFolder(folder, config, model.facts(), processes())
+    parts = RunFolder(folder, config, model.facts(), processes())
+    opened.append(folder)
+    return parts
 
 
 @set_aside

@@ -22,7 +22,7 @@ import torch
 
 from conceptvec.errors import first_line
 from conceptvec.extraction.sweep import Workspace
-from conceptvec.files import write_atomic
+from conceptvec.files import digest, write_atomic
 
 logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -50,15 +50,15 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         kernels = _load()
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        kernels.conceptvec_scan.argtypes, kernels.conceptvec_scan.restype = _SCAN, None
+        kernels.conceptvec_dots.argtypes, kernels.conceptvec_dots.restype = _DOTS, None
+    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         # RuntimeError: no home folder, a full disk.
         said = (
             "the projection takes PyTorch's loops, which are slower, since its own can't be built"
         )
         logger.info("%s: %s", said, first_line(getattr(error, "stderr", None) or error))
         return None
-    kernels.conceptvec_scan.argtypes, kernels.conceptvec_scan.restype = _SCAN, None
-    kernels.conceptvec_dots.argtypes, kernels.conceptvec_dots.restype = _DOTS, None
     return kernels
 
 
@@ -68,11 +68,21 @@ def _load() -> ctypes.CDLL:
     if compiler is None:
         raise FileNotFoundError("there is no g++")
     path = _folder() / f"kernels-{_fingerprint(compiler)}.so"
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:
+    if not _is_sound(path):
         _build(compiler, path)
-        return ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(path))
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether the library is what was built: loading half of one would kill the process."""
+    try:
+        return _sum_file(path).read_text(encoding="ascii") == digest(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def _sum_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
 
 
 def _folder() -> Path:
@@ -103,8 +113,17 @@ def _build(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / path.name
         command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
-        write_atomic(path, built.read_bytes())
+        subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=True,
+            timeout=SECONDS,
+        )
+        content = built.read_bytes()
+        write_atomic(path, content)
+        write_atomic(_sum_file(path), digest(content).encode())
 
 
 def usable(matrix: torch.Tensor) -> bool:

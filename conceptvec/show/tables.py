@@ -75,7 +75,7 @@ def _nulls(document: Mapping[str, Any]) -> list[str]:
     phrases = list[str]()
     for kind, name in CONTROLS.items():
         control = calibration if kind == "null" else calibration.get(kind, {})
-        if control.get("n"):
+        if control.get("n") and "false_validations" in control:
             phrases.append(f"{control['false_validations']} of {control['n']} {name}")
     return [f"controls validated: {', '.join(phrases)}"] if phrases else []
 

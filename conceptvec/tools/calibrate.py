@@ -42,6 +42,7 @@ from conceptvec.show.pictures import save_calibration_figure
 from conceptvec.text import DASH, number, plain, printable
 from conceptvec.text import table as text_table
 from conceptvec.tools.ground import Ground, planting_layers, survey
+from conceptvec.tools.preflight import check_writable
 from conceptvec.tools.rounds import Options, play
 from conceptvec.validation.statistics import wilson
 
@@ -122,8 +123,9 @@ def check_folder(folder: Path, config: Config, options: Options) -> None:
     """Look at what is in a folder, before anything is loaded.
 
     Raises:
-        RequestError: another calibration, or a run of another configuration.
+        RequestError: another calibration, a run of another configuration, or no right to write.
     """
+    check_writable(folder)
     if config.overwrite:
         return
     for manifest in manifests(folder):

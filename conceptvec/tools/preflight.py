@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config
+from conceptvec.errors import RequestError
 from conceptvec.model.checkpoint import Checkpoint, find
 from conceptvec.runfolder import differences, manifests
 from conceptvec.text import notebook_html
@@ -231,10 +232,11 @@ def _warnings(needs: Needs, has: Has) -> list[str]:
 def _space_problems(folder: Path, needs: Needs, has: Has) -> list[str]:
     """What disks and rights forbid."""
     problems: list[str] = []
-    if needs.disk_bytes > has.disk_bytes:
+    missing = max(needs.disk_bytes - held_bytes(folder), 0)
+    if missing > has.disk_bytes:
         problems.append(
             f"--out: {folder} has room for {size(has.disk_bytes)}, a run needs about "
-            f"{size(needs.disk_bytes)}; make room or give another --out"
+            f"{size(missing)}; make room or give another --out"
         )
     cache = hub_cache()
     if needs.download_bytes > free_disk(cache):
@@ -242,10 +244,32 @@ def _space_problems(folder: Path, needs: Needs, has: Has) -> list[str]:
             f"the download of {size(needs.download_bytes)} does not fit into {cache} "
             f"({size(free_disk(cache))} free); make room or set HF_HOME to a larger disk"
         )
-    is_no_folder = folder.exists() and not folder.is_dir()
-    if is_no_folder or not os.access(_existing(folder), os.W_OK | os.X_OK):
-        problems.append(f"--out: {folder} cannot be written; give another folder")
-    return problems
+    return problems + unwritable(folder)
+
+
+def held_bytes(folder: Path) -> int:
+    """What an earlier run left there: it is used again, or makes room for this one."""
+    names = {name for manifest in manifests(folder) for name in manifest["parts"]}
+    files = [folder / name for name in names]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def unwritable(folder: Path) -> list[str]:
+    """What is wrong with a folder that is to be written; nothing in the good case."""
+    nearest = _existing(folder)
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return []
+    return [f"--out: {folder} cannot be written; give another folder"]
+
+
+def check_writable(folder: Path) -> None:
+    """Look at a folder before anything is loaded.
+
+    Raises:
+        RequestError: it cannot be written.
+    """
+    for problem in unwritable(folder):
+        raise RequestError(problem)
 
 
 def _folder_state(folder: Path, config: Config) -> tuple[str, list[str]]:

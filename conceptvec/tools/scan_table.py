@@ -118,11 +118,11 @@ def concept_of_words(words: Sequence[str]) -> str:
     return f"{WORDS}={','.join(words)}"
 
 
-def scan_folder(config: Config, model: Model, words: Sequence[str] | None) -> Path:
+def scan_folder(config: Config, device: str, words: Sequence[str] | None) -> Path:
     """Where a scan is kept: ``--out``, or beside the model's run, one for each choice of words."""
     if config.out:
         return Path(config.out)
-    run = config.folder(model.device.type)
+    run = config.folder(device)
     chosen = "-".join(re.sub(r"\W+", "", word) for word in words or ())[:LONGEST_NAME]
     return run.with_name("-".join(filter(None, (run.name, "scan", chosen))))
 
