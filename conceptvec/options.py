@@ -140,12 +140,18 @@ def _whole(value: Any) -> int | None:
     return int(value)
 
 
+def _real(value: Any) -> float:
+    """A number of Python's or NumPy's as Python's; NaN of anything else, True too."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    return float(value)
+
+
 def real(default: float | None, words: str, low: float, high: float) -> Any:
     """A number from `low` to `high`."""
 
     def checked(name: str, value: Any) -> float:
-        is_number = isinstance(value, Real) and type(value) is not bool
-        number = float(value) if is_number else math.nan
+        number = _real(value)
         if not low <= number <= high:
             raise refusal(name, value, f"a number from {low:g} to {high:g}")
         return number

@@ -83,7 +83,7 @@ def scan(arguments: argparse.Namespace) -> Answer:
     from conceptvec.model.device import choose_device
     from conceptvec.model.network import load_model
     from conceptvec.pipeline import open_run
-    from conceptvec.tools.preflight import check_writable
+    from conceptvec.tools.disk import check_writable
     from conceptvec.tools.scan_table import concept_of_words, scan, scan_folder
 
     config = config_of(arguments)

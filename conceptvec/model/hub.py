@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 from conceptvec.errors import RequestError, RunError, first_line
 from conceptvec.model.folder import (
@@ -147,7 +148,7 @@ def _status(error: Exception) -> int | None:
 
 def _said(error: Exception) -> str:
     """The server's own sentence: in a header, or in the answer's body."""
-    response = getattr(error, "response", None)
+    response: Any = getattr(error, "response", None)
     try:
         said = response.headers.get("X-Error-Message") or response.json().get("error")
     except Exception:  # no answer, or no JSON in it

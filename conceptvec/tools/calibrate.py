@@ -41,8 +41,8 @@ from conceptvec.runfolder import (
 from conceptvec.show.pictures import save_calibration_figure
 from conceptvec.text import DASH, number, plain, printable
 from conceptvec.text import table as text_table
+from conceptvec.tools.disk import check_writable
 from conceptvec.tools.ground import Ground, planting_layers, survey
-from conceptvec.tools.preflight import check_writable
 from conceptvec.tools.rounds import Options, play
 from conceptvec.validation.statistics import wilson
 

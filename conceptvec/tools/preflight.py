@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -13,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config
-from conceptvec.errors import RequestError
 from conceptvec.model.checkpoint import Checkpoint, find
 from conceptvec.runfolder import differences, manifests
 from conceptvec.text import notebook_html
+from conceptvec.tools.disk import free_disk, held_bytes, unwritable
 
 if TYPE_CHECKING:
     import torch
@@ -247,31 +245,6 @@ def _space_problems(folder: Path, needs: Needs, has: Has) -> list[str]:
     return problems + unwritable(folder)
 
 
-def held_bytes(folder: Path) -> int:
-    """What an earlier run left there: it is used again, or makes room for this one."""
-    names = {name for manifest in manifests(folder) for name in manifest["parts"]}
-    files = [folder / name for name in names]
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def unwritable(folder: Path) -> list[str]:
-    """What is wrong with a folder that is to be written; nothing in the good case."""
-    nearest = _existing(folder)
-    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
-        return []
-    return [f"--out: {folder} cannot be written; give another folder"]
-
-
-def check_writable(folder: Path) -> None:
-    """Look at a folder before anything is loaded.
-
-    Raises:
-        RequestError: it cannot be written.
-    """
-    for problem in unwritable(folder):
-        raise RequestError(problem)
-
-
 def _folder_state(folder: Path, config: Config) -> tuple[str, list[str]]:
     """What a run finds in its folder, and the problems with that."""
     earlier = manifests(folder)
@@ -336,16 +309,6 @@ def hub_cache() -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that there is."""
-    return next(p for p in [path.absolute(), *path.absolute().parents] if p.exists())
-
-
-def free_disk(path: Path) -> int:
-    """Free bytes where a path is, or will be."""
-    return shutil.disk_usage(_existing(path)).free
 
 
 def size(count: float) -> str:
