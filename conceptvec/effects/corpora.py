@@ -139,7 +139,8 @@ def column_text(record: Mapping[str, Any], column: str, place: str) -> str:
     if value is not None and not isinstance(value, str):
         kind = type(value).__name__
         raise RequestError(f"{place}: the column {column!r} holds {kind}, expected text")
-    return value or ""
+    # JSON can hold half a character, which no tokenizer takes.
+    return (value or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def text_column(record: Mapping[str, Any], place: str) -> str:

@@ -10,6 +10,7 @@ import fnmatch
 import importlib.util
 import json
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"tokenizer.model"})
 ADAPTER = "adapter_config.json"
+UNMERGED = re.compile(r"\blora_|\bbase_layer\b|\bbase_model\b")  # in the names of tensors
 QUANTISED = {"quantize_config.json", "quant_config.json", "hf_quant_config.json"}  # files
 # What config.json says of it: transformers, MLX, compressed tensors.
 QUANTISATIONS = ("quantization_config", "quantization", "compression_config")
@@ -137,11 +139,7 @@ def refuse_other_kinds(name: str, files: Iterable[str]) -> None:
     """
     names = set(files)
     if ADAPTER in names and not names & {WHOLE, INDEX}:
-        raise RequestError(
-            f"--model: {name} is an adapter, not a model; merge it first: "
-            f"peft.AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload()"
-            '.save_pretrained("merged"), save the tokenizer there too, and give --model merged'
-        )
+        raise _unmerged(name, "it is an adapter, not a model")
     if QUANTISED & names:
         raise _quantised(name)
     for ending, said in FOREIGN.items():
@@ -155,6 +153,14 @@ def tell_of_adapter(folder: Path) -> None:
     if (folder / ADAPTER).exists():
         said = "%s also holds an adapter, %s: it is not applied, the folder's own weights are"
         logger.warning(said, folder, ADAPTER)
+
+
+def _unmerged(name: str, reason: str) -> RequestError:
+    return RequestError(
+        f"--model: {name}: {reason}; merge it first: "
+        f"peft.AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload()"
+        '.save_pretrained("merged"), save the tokenizer there too, and give --model merged'
+    )
 
 
 def _quantised(name: str) -> RequestError:
@@ -207,11 +213,13 @@ def _check_headers(shards: Iterable[Path]) -> None:
     for shard in shards:
         try:
             with safe_open(shard, framework="np") as file:
-                file.keys()  # noqa: SIM118
+                keys = list(file.keys())
         except (SafetensorError, OSError) as error:
             raise RequestError(
                 f"--model: {shard} is damaged ({first_line(error)}); fetch the file again"
             ) from None
+        if unmerged := next((key for key in keys if UNMERGED.search(key)), None):
+            raise _unmerged(str(shard.parent), f"{shard.name} holds {unmerged}")
 
 
 def refuse_pickle(name: str, files: Iterable[str]) -> None:

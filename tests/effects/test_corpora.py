@@ -263,3 +263,11 @@ def test_coverage_counts_by_a_plain_loop(lines, reader, targets):
     scored = [set(text.split()[1 + LEAD_IN - 1 :]) & set(ANIMALS) for text in texts]
     assert coverage.documents.tolist() == [sum(map(bool, scored))]
     assert coverage.words.tolist() == [len(set.union(*scored))]
+
+
+def test_half_a_character_of_json_is_read_as_a_sign_of_it(tmp_path):
+    file = tmp_path / "posts.jsonl"
+    file.write_text('{"text": "half \\ud83d here"}\n{"text": "whole \\ud83d\\udc36 dog"}\n')
+    texts = list(TextFile(file, "text").documents())
+    assert texts == ["half \ufffd here", "whole 🐶 dog"]
+    make_tokenizer()(texts)

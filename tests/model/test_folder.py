@@ -117,6 +117,17 @@ def test_an_adapter_alone_is_to_be_merged(tmp_path: Path) -> None:
     refused(tmp_path, r"is an adapter.*merge_and_unload\(\)")
 
 
+@pytest.mark.parametrize("name", ["q_proj.base_layer.weight", "q_proj.lora_A.default.weight"])
+def test_weights_with_an_adapter_s_names_are_to_be_merged(name: str, folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    moved = tensors.pop("model.layers.0.self_attn.q_proj.weight")
+    tensors[f"base_model.model.model.layers.0.self_attn.{name}"] = moved
+    save_file(tensors, folder / "model.safetensors")
+    refused(folder, r"holds base_model.*merge_and_unload\(\)")
+
+
 def test_an_adapter_beside_the_weights_is_not_applied(folder: Path, caplog) -> None:
     config = Config(model=str(folder), device="cpu")
     expected = load_model(config).fingerprint

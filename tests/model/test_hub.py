@@ -78,5 +78,5 @@ def test_an_adapter_on_the_hub_is_told_before_anything_is_fetched(monkeypatch) -
     siblings = [SimpleNamespace(rfilename=name, size=1) for name in files]
     info = SimpleNamespace(siblings=siblings, gated=False, sha="a" * 40)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
-    with pytest.raises(RequestError, match="org/name is an adapter.*merge_and_unload"):
+    with pytest.raises(RequestError, match="org/name: it is an adapter.*merge_and_unload"):
         find(Config(model="org/name"))
