@@ -22,7 +22,17 @@ from conceptvec.errors import RequestError
 from conceptvec.runfolder import write_atomic
 from conceptvec.show.figures import FIGURES, measured
 from conceptvec.show.pictures import attempted
-from conceptvec.show.tables import HEADERS, result_rows, summary
+from conceptvec.show.tables import (
+    CANDIDATE_HEADERS,
+    GROUP_HEADERS,
+    GROUPS_TITLE,
+    HEADERS,
+    UNTESTED_TITLE,
+    candidate_rows,
+    group_rows,
+    result_rows,
+    summary,
+)
 from conceptvec.text import DASH, printable
 
 
@@ -98,7 +108,7 @@ def page(document: Mapping[str, Any]) -> str:
         summary="".join(paragraphs),
         source=_safe(_source(document)),
         figures="".join(pictures),
-        extra=_sets(document.get("concept_sets") or []),
+        extra=_sets(document.get("concept_sets") or []) + _untested(document) + _groups(document),
         damage=_safe(next(iter(document["configuration"]["damage"]), "none")),
         head="".join(_head(name) for name in HEADERS),
         rows="\n".join(map(_row, entries, result_rows(document, None))),
@@ -179,6 +189,29 @@ def _sets(sets: Sequence[Mapping[str, Any]]) -> str:
         rows.append(f"<tr>{cells}</tr>")
     table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
     return f'<h2>Sets damaged together</h2><div class="scroll">{table}</div>'
+
+
+def _groups(document: Mapping[str, Any]) -> str:
+    """The largest groups outside the concepts as a table, where there are any."""
+    return _listing(GROUPS_TITLE, GROUP_HEADERS, group_rows(document))
+
+
+def _untested(document: Mapping[str, Any]) -> str:
+    """Candidates that no stage has tested, as after Stages 1 and 2."""
+    return _listing(UNTESTED_TITLE, CANDIDATE_HEADERS, candidate_rows(document, None))
+
+
+def _listing(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table under a heading, the words in the last column; nothing without rows."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{_safe(name)}</th>" for name in heads)
+    body = []
+    for *cells, words in rows:
+        plain_cells = "".join(f"<td>{_safe(cell)}</td>" for cell in cells)
+        body.append(f'<tr>{plain_cells}<td class="tokens">{_safe(words)}</td></tr>')
+    table = f"<table><tr>{head}</tr>{''.join(body)}</table>"
+    return f'<h2>{title}</h2><div class="scroll">{table}</div>'
 
 
 def _short(value: Any) -> str:

@@ -21,6 +21,11 @@ HEADERS = (
     "q",
     "tokens",
 )
+CANDIDATE_HEADERS = ("id", "concept", "score", "tokens")
+GROUPS = 10
+GROUP_HEADERS = ("poles", "central words")
+UNTESTED_TITLE = "Candidates that were not tested"
+GROUPS_TITLE = "The largest groups outside the concepts"
 UNIT = "Drops are in nats under the primary damage; – where the verdict needed no damage."
 
 
@@ -100,17 +105,53 @@ def _row(entry: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def candidate_rows(document: Mapping[str, Any], limit: int | None = ROWS) -> list[list[str]]:
+    """Candidates that no stage has tested as rows under `CANDIDATE_HEADERS`, best first."""
+    return [
+        [
+            entry["id"],
+            printable(entry["concept"]),
+            number(entry["score"], 2),
+            words_of(token for token, _ in entry["top_tokens"][:SHOWN_TOKENS]),
+        ]
+        for entry in document["untested_candidates"][:limit]
+    ]
+
+
+def group_rows(document: Mapping[str, Any]) -> list[list[str]]:
+    """The largest groups of poles that are coherent and no concept, under `GROUP_HEADERS`."""
+    return [
+        [str(len(group["ids"])), words_of(group["tokens"])]
+        for group in document["other_groups"][:GROUPS]
+    ]
+
+
+def _best(document: Mapping[str, Any], limit: int | None) -> tuple[list[list[str]], Any, int]:
+    """Rows and heads of what was tested, or else of the candidates, and how many there are."""
+    if tested := document["validation_results"]:
+        return result_rows(document, limit), HEADERS, len(tested)
+    return candidate_rows(document, limit), CANDIDATE_HEADERS, len(document["untested_candidates"])
+
+
 def results_table(document: Mapping[str, Any], limit: int | None = ROWS) -> str:
-    """The results as text: summary and table."""
-    total = len(document["validation_results"])
-    if not total:
-        return summary(document)
-    text = table(result_rows(document, limit), HEADERS)
-    rest = f"\n… and {total - limit} more (--all)" if limit and total > limit else ""
-    return f"{summary(document)}\n\n{text}{rest}\n\n{UNIT}"
+    """The results as text: summary, what was tested, and the largest groups besides."""
+    blocks = [summary(document)]
+    rows, heads, total = _best(document, limit)
+    if rows:
+        rest = f"\n… and {total - len(rows)} more (--all)" if total > len(rows) else ""
+        blocks.append(table(rows, heads) + rest)
+    if document["validation_results"]:
+        blocks.append(UNIT)
+    if groups := group_rows(document):
+        blocks.append(f"{GROUPS_TITLE}:\n\n{table(groups, GROUP_HEADERS)}")
+    return "\n\n".join(blocks)
 
 
 def results_html(document: Mapping[str, Any]) -> str:
     """Results in a notebook cell."""
     lines = "<br>".join(escape(summary(document)).splitlines())
-    return notebook_html(f"<p>{lines}</p>{html_table(result_rows(document), HEADERS)}")
+    rows, heads, _ = _best(document, ROWS)
+    blocks = [f"<p>{lines}</p>", html_table(rows, heads) if rows else ""]
+    if groups := group_rows(document):
+        blocks.append(f"<p>{GROUPS_TITLE}</p>{html_table(groups, GROUP_HEADERS)}")
+    return notebook_html("".join(blocks))

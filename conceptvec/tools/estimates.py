@@ -1,8 +1,8 @@
 """What a run of given shapes will take: memory, disk and time.
 
 Memory and disk follow from the model's dimensions and what runs of these shapes were seen to take.
-Time follows from two matrix products of the run's own shapes, timed on the device; it is good
-within a factor of about three.
+Time follows from two matrix products of the run's own shapes, timed on the device, and from how
+often each stage goes through the model, as it does on Gemma 3 270M.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ BASE_MEMORY = 700 * 2**20  # Python and torch themselves
 TABLES = 2048  # bytes per token of the vocabulary
 KEPT_PER_NEURON, KEPT_PER_TOKEN = 32, 16  # bytes of a layer file
 RESULTS = 2_000_000  # bytes of results, figures and vectors
-WRITING, SCANNING = 1.6, 3.5  # of the matrix products of the text, seen on Gemma 3 270M
+# Of the matrix products of the text: writing it, with bfloat16 proposals and without; the scan; the
+# clean pass; logits where positions are matched.
+PROPOSED, WRITTEN, SCANNED, PASSED, MATCHED = 0.8, 1.3, 2.7, 0.9, 0.8
 SUMS = 20  # bytes of the scan per word and neuron
 WORDS = 800  # distinct words of twelve concepts in a text
 PASSAGE_TOKENS = 40
-CANDIDATES, USED = 0.02, 0.3  # candidates per neuron, and the share of them that is damaged
-DAMAGED_ROWS = 150 * 4  # texts times passes through the model, per damaged vector
-OVERHEAD = 1.5  # attention, norms and selection beside the matrix products
-LOW, HIGH = 0.5, 3.0  # the estimate's range
+CANDIDATES, USED = 0.034, 0.2  # candidates per neuron, and the share of them that is damaged fully
+FULL_TEXTS, FULL_PASSES = 105, 2.5  # texts of such a vector, and passes of each through all layers
+EXAMPLES, EXAMPLE_PASSES = 8, 1.5  # the same of any other candidate
+REPEATED, REPEATED_TEXTS = 80, 110  # candidates and texts of the exact repeats, two passes each
+SETS, SET_TEXTS = 240, 32  # sets damaged together, and texts of each
+OVERHEAD = 1.2  # selection beside the product of Stage 1
+LOW, HIGH = 0.7, 1.5  # the estimate's range
 TIMED_SECONDS = 0.05
 
 
@@ -188,18 +193,28 @@ def _seconds(
     columns = min(shape.vocab_size, 2**14)
     rows = min(config.batch_size, 200)
     readout_speed = _speed((columns, shape.hidden_size, rows), on, precision)
-    total = 2.0 * work.neurons * shape.unembedding / readout_speed
-
-    # Stage 3: the text is written, scanned, and passed once more; what is used is damaged.
+    total = OVERHEAD * 2.0 * work.neurons * shape.unembedding / readout_speed
     if 3 in config.stages:
         forward_speed = _speed((1024, shape.hidden_size, shape.intermediate_size), on, dtype)
-        per_token, logits = shape.operations_per_token, 2.0 * shape.unembedding
-        is_written = config.corpus == "self"
-        per_text_token = WRITING * (per_token + logits) * is_written + (SCANNING + 1) * per_token
-        vectors = work.neurons * CANDIDATES * USED
-        damaged = vectors * DAMAGED_ROWS * (PASSAGE_TOKENS / 2 * per_token + logits)
-        total += (work.text_tokens * per_text_token + damaged) / forward_speed
-    return round(total * OVERHEAD * LOW, 1), round(total * OVERHEAD * HIGH, 1)
+        is_proposed = preselection(on) is torch.bfloat16
+        total += _stage_3(config, shape, work, is_proposed) / forward_speed
+    return round(total * LOW, 1), round(total * HIGH, 1)
+
+
+def _stage_3(config: Config, shape: Shape, work: Work, is_proposed: bool) -> float:
+    """Operations of Stage 3: the text is written, scanned and passed; what is used is damaged."""
+    per_token, logits = shape.operations_per_token, 2.0 * shape.unembedding
+    writing = PROPOSED if is_proposed else WRITTEN
+    is_written = config.corpus == "self"
+    per_text_token = (SCANNED + PASSED) * per_token + MATCHED * logits
+    per_text_token += writing * (per_token + logits) * is_written
+
+    # A text that is damaged ends at the word: half a passage in the mean.
+    candidates = work.neurons * CANDIDATES
+    full = candidates * USED
+    texts = full * FULL_TEXTS * FULL_PASSES + candidates * EXAMPLES * EXAMPLE_PASSES
+    texts += min(REPEATED, candidates) * REPEATED_TEXTS * 2 + SETS * SET_TEXTS
+    return work.text_tokens * per_text_token + texts * (PASSAGE_TOKENS / 2 * per_token + logits)
 
 
 def _speed(product: tuple[int, int, int], on: torch.device, dtype: torch.dtype) -> float:

@@ -18,7 +18,7 @@ from conceptvec.validation.measure import Request, Setting, Subject, measure_uni
 if TYPE_CHECKING:
     from conceptvec.effects.scan_record import Scan
 
-ROWS_A_WORD = 4  # occurrences of a word that are damaged, at most
+ROWS_A_WORD = 1  # occurrences of a word that are damaged, at most
 
 
 def concepts_with_words(scan: Scan) -> set[int]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LARGEST_SET = 48  # own positions, where the text has them
+LARGEST_SET = 32  # own positions, where the text has them
 OF_ONE_WORD = 64  # an even share of these, and at least MIN_OF_ONE_WORD, may stand before one word
 MIN_OF_ONE_WORD = 4
 ALIKE = 0.2  # largest relative difference of activation in a matched pair
@@ -149,31 +149,36 @@ def _elsewhere(
     allowed = allowed[np.argsort(activation[allowed], kind="stable")]
     strength = activation[allowed]
 
-    # The positions alike in activation for every own position, nearest first.
-    alike = []
-    for a in activation[of_concept[: 2 * LARGEST_SET]]:
-        low, high = np.searchsorted(strength, [a * (1 - ALIKE), a * (1 + ALIKE)])
-        order = np.argsort(np.abs(strength[low:high] - a), kind="stable")
-        alike.append(allowed[low:high][order])
-    if not alike:
+    # The positions nearest in activation to every own one, within the limit.
+    wanted = activation[of_concept[: 2 * LARGEST_SET]]
+    lows = np.searchsorted(strength, wanted * (1 - ALIKE))
+    highs = np.searchsorted(strength, wanted * (1 + ALIKE))
+    shortlists = []
+    for a, low, high in zip(wanted, lows, highs, strict=True):
+        at = np.searchsorted(strength, a)
+        window = np.arange(max(at - SHORTLIST, low), min(at + SHORTLIST, high))
+        nearest = np.argsort(np.abs(strength[window] - a), kind="stable")[:SHORTLIST]
+        shortlists.append(allowed[window[nearest]])
+    if not shortlists:
         return []
-    # One product for all shortlists; the loop looks them up.
-    log_p(np.concatenate([near[:SHORTLIST] for near in alike]))
+    log_p(np.concatenate(shortlists))  # one product for all of them; the loop looks them up
 
     # Of the shortlist the nearest in log-probability whose document is free. Where own positions of
-    # equal activation have used it up, the nearest in activation takes its place.
+    # like activation have used it up, the nearest in activation takes its place.
     pairs: list[tuple[int, int]] = []
     free = np.ones(int(field.document.max()) + 1, bool)
-    for index, (near, own_log_p) in enumerate(zip(alike, log_p(of_concept), strict=False)):
-        left = near[free[field.document[near]]]
-        if not len(left) or len(pairs) == LARGEST_SET:
-            continue
-        shortlist = near[:SHORTLIST]
-        shortlist = shortlist[free[field.document[shortlist]]]
-        if len(shortlist):
-            best = int(shortlist[np.abs(log_p(shortlist) - own_log_p).argmin()])
+    matches = zip(shortlists, log_p(of_concept), strict=False)
+    for index, (shortlist, own_log_p) in enumerate(matches):
+        near = shortlist[free[field.document[shortlist]]]
+        if len(near):
+            gap = np.abs(log_p(near) - own_log_p)
         else:
-            best = int(left[0])
+            near = allowed[lows[index] : highs[index]]
+            near = near[free[field.document[near]]]
+            gap = np.abs(activation[near] - wanted[index])
+        if not len(near) or len(pairs) == LARGEST_SET:
+            continue
+        best = int(near[gap.argmin()])
         free[field.document[best]] = False
         pairs.append((index, best))
     return pairs

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from conceptvec.validation.evidence import Tested
 
 SET_SIZE = 10
-RANDOM_SETS = 39  # the smallest p is then 0.025
+RANDOM_SETS = 19  # the smallest p is then 0.05
 ALIKE = 20  # nearest neurons among which a random set's members are drawn
-SET_POSITIONS = 64  # of the concept, and as many of the others
+SET_POSITIONS = 16  # of the concept, and as many of the others
 NEW_TOKENS, AMPLIFY = 12, 5.0
 Place = tuple[int, int]  # layer and neuron
 

@@ -152,6 +152,17 @@ def test_sets_are_shown(tmp_path: Path) -> None:
     assert {"Sets damaged together", "1.25", "2", "-0.5 … 0 … 0.25"} - set(texts) == set()
 
 
+def test_a_run_of_stages_1_and_2_has_its_candidates_and_groups(tmp_path: Path) -> None:
+    tokens = [[HOSTILE, 0.5], ["cat", 0.4]]
+    candidate = {"id": "L01_N0002+", "concept": "animals", "score": 0.91, "top_tokens": tokens}
+    group = {"name": "who", "tokens": ["who", HOSTILE], "ids": ["L01_N0003+", "L01_N0004-"]}
+    stopped = document([]) | {"untested_candidates": [candidate], "other_groups": [group]}
+    page = page_of(stopped, tmp_path)
+    assert {"Candidates that were not tested", "L01_N0002+", "0.91"} <= set(page.texts)
+    assert "The largest groups outside the concepts" in page.texts
+    assert not page.all("img") or all("onerror" not in image for image in page.all("img"))
+
+
 def test_continuations_are_in_the_card(tmp_path: Path) -> None:
     texts = [{"prompt": "The dog", "clean": " barks", "removed": " is", "amplified": " dog"}]
     page = page_of(document([entry(0, continuations=texts)]), tmp_path)

@@ -49,6 +49,30 @@ def test_a_long_table_says_how_much_is_left() -> None:
     assert "more" not in results_table(document(entries), None)
 
 
+CANDIDATE = {
+    "id": "L01_N0002+",
+    "concept": "animals",
+    "score": 0.91,
+    "top_tokens": [[" <i>dog", 0.5], ["cat", 0.4]],
+}
+GROUP = {"name": "who", "tokens": ["who", " whom"], "ids": ["L01_N0003+", "L01_N0004-"]}
+
+
+def test_a_run_of_stages_1_and_2_shows_its_candidates() -> None:
+    stopped = document([]) | {"untested_candidates": [CANDIDATE] * 3}
+    text = results_table(stopped, 2)
+    assert "L01_N0002+  animals    0.91     <i>dog cat" in text
+    assert "… and 1 more (--all)" in text
+    assert "nats" not in text
+
+
+def test_groups_outside_the_concepts_are_shown() -> None:
+    text = results_table(document() | {"other_groups": [GROUP] * 12})
+    assert text.count("who whom") == 10
+    assert "The largest groups outside the concepts" in text
+    assert "groups" not in results_table(document())
+
+
 def test_results_show_their_summary() -> None:
     assert repr(Results(document())) == summary(document())
 
