@@ -587,3 +587,14 @@ def test_the_line_to_go_on_after_overwrite(cleared: bool, tmp_path, monkeypatch,
     last = capsys.readouterr().err.splitlines()[-1]
     assert "Resume: conceptvec run" in last
     assert ("--overwrite" in last) is not cleared
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("tokens", ["1", "30", "400"])
+def test_too_little_text_is_no_error(tokens: str, tmp_path, capsys) -> None:
+    """Also where the text holds no word of a candidate's concept: then nothing is repeated."""
+    argv = ["run", "--device", "cpu", "--layers", "3", "--max-vectors", "8", "--json"]
+    assert main([*argv, "--corpus-tokens", tokens, "--out", str(tmp_path / "r")]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["validation_results"]
+    assert set(results["verdicts"]) <= {"inconclusive", "inactive"}
