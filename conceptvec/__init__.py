@@ -22,11 +22,13 @@ if TYPE_CHECKING:  # for editors: what is loaded on first use
     from conceptvec.scoring.stage import score
     from conceptvec.show.explorer import explore
     from conceptvec.tools.scan_table import scan
+    from conceptvec.tools.steering import damaging, steer
 
 __all__ = [
     "Config",
     "RequestError",
     "RunError",
+    "damaging",
     "explore",
     "extract",
     "load_model",
@@ -37,12 +39,14 @@ __all__ = [
     "scan",
     "score",
     "score_tokens",
+    "steer",
     "validate",
 ]
 _HOME = {
     "Config": "config",
     "RequestError": "errors",
     "RunError": "errors",
+    "damaging": "tools.steering",
     "explore": "show.explorer",
     "extract": "extraction.stage",
     "load_model": "model.network",
@@ -53,6 +57,7 @@ _HOME = {
     "scan": "tools.scan_table",
     "score": "scoring.stage",
     "score_tokens": "scoring.lexicon",
+    "steer": "tools.steering",
     "validate": "pipeline",
 }
 

@@ -102,7 +102,7 @@ class Config:
 
     model: str = options.text(
         "demo",
-        "demo, a Hugging Face id such as google/gemma-3-1b-it, or a model folder",
+        "demo, a Hugging Face id such as google/gemma-3-1b-it, a model folder, or a .gguf file",
         _check_model,
     )
     revision: str | None = options.text(

@@ -13,7 +13,7 @@ from conceptvec.errors import RequestError, RunError, first_line
 from conceptvec.launch import place
 from conceptvec.model.ambient import set_aside
 from conceptvec.results import Results
-from conceptvec.runfolder import Parts, RunFolder
+from conceptvec.runfolder import VECTORS, Parts, RunFolder
 from conceptvec.show.pictures import save_run_figures
 from conceptvec.tools.preflight import preflight
 
@@ -136,8 +136,10 @@ def save_run(results: Results, model: Weights, config: Config, parts: RunFolder)
     """
     path = results_path(parts.path, model.device.type)
     if parts.rank == 0:
+        from conceptvec.export.vectors import save_vectors
+
         results.save(path)
-        export_vectors(model, config, results, parts.path / "concept_vectors.safetensors")
+        save_vectors(model, config.fold, results.validated, parts.path / VECTORS)
         save_run_figures(results, parts.path / "figures")
     parts.barrier()
     return path
@@ -146,35 +148,6 @@ def save_run(results: Results, model: Weights, config: Config, parts: RunFolder)
 def results_path(folder: Path, device: str) -> Path:
     """Where a run on this kind of device keeps its results."""
     return folder / f"concept_vector_results_{device}.json"
-
-
-def export_vectors(model: Weights, config: Config, results: Results, path: Path) -> None:
-    """Write the validated vectors (n, H) as safetensors, with their readout directions (n, H).
-
-    The signs of the poles are applied to both.
-    """
-    import json
-
-    import torch
-    from safetensors.torch import save
-
-    from conceptvec.runfolder import write_atomic
-
-    vectors = torch.zeros(len(results.validated), model.hidden_size)
-    directions = torch.zeros_like(vectors)
-    for i, e in enumerate(results.validated):
-        vector = model.value_vectors(e["layer"])[e["neuron"]].float() * (
-            1 if e["pole"] == "+" else -1
-        )
-        vectors[i], directions[i] = vector, model.folded(vector, e["layer"], config.fold)
-    metadata = {
-        "ids": json.dumps([e["id"] for e in results.validated]),
-        "concepts": json.dumps([e["concept"] for e in results.validated]),
-        "model": model.name,
-        "fingerprint": model.fingerprint,
-        "fold": config.fold,
-    }
-    write_atomic(path, save({"vectors": vectors, "readout_directions": directions}, metadata))
 
 
 def processes() -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
+
+from conceptvec.errors import RequestError
 
 Sign = Literal["+", "-"]
 SIGNS: tuple[Sign, Sign] = ("+", "-")
@@ -35,6 +38,21 @@ class Pole:
     def direction(self) -> int:
         """1 or -1: what the value vector is multiplied by."""
         return 1 if self.sign == "+" else -1
+
+
+def pole_of(name: str) -> Pole:
+    """The pole of that name.
+
+    Raises:
+        RequestError: it is no pole's name.
+    """
+    match = re.fullmatch(r"L(\d{2,})_N(\d{4,})([+-])", name)
+    if match is None:
+        raise RequestError(
+            f"got {name!r}, expected a vector's id such as L12_N0345+: layer, neuron and pole"
+        )
+    layer, neuron, sign = match.groups()
+    return Pole(int(layer), int(neuron), "+" if sign == "+" else "-")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conceptvec.config import Config
-from conceptvec.document import SCHEMA_VERSION, check, load_document
+from conceptvec.document import SCHEMA_VERSION, candidates, load_document, save_document
 from conceptvec.document import VOLATILE as VOLATILE
 from conceptvec.document.run import Complexity, PipelineStats
 from conceptvec.model.device import environment
 from conceptvec.model.memory import peak_memory
-from conceptvec.runfolder import write_atomic
 from conceptvec.text import plain
 from conceptvec.version import __version__
 
@@ -87,18 +85,44 @@ class Results(dict[str, Any]):
 
     def save(self, path: str | Path) -> Path:
         """Write the document as JSON, atomically, after checking it against the schema."""
-        check(self, "the results")
-        text = json.dumps(self, ensure_ascii=False, indent=1, allow_nan=False)
-        path = Path(path).expanduser()
-        # Half a character, as in a folder's name of other bytes, becomes JSON's own escape.
-        write_atomic(path, (text + "\n").encode("utf-8", "backslashreplace"))
-        return path
+        return save_document(self, path)
 
     def to_html(self, path: str | Path) -> Path:
         """Write one self-contained HTML file: summary, figures, a table, a card per vector."""
         from conceptvec.show.report import to_html
 
         return to_html(self, path)
+
+    def table(self) -> Any:
+        """One row for each candidate, as a DataFrame of pandas."""
+        from conceptvec.export.tabular import entries_table
+
+        return entries_table(candidates(self))
+
+    def export(
+        self,
+        path: str | Path,
+        to: str,
+        concept: str | None = None,
+        ids: Sequence[str] = (),
+        model: Weights | str | None = None,
+    ) -> Path:
+        """Write what other tools read.
+
+        Args:
+            path: the file, or for `hf` the folder.
+            to: gguf (a control vector of one concept), csv, neuronpedia, or hf (a folder).
+            concept: the validated vectors of this concept alone.
+            ids: these vectors alone, validated or not.
+            model: the run's model, or where it is now; None for where the run read it.
+
+        Returns:
+            the path.
+        """
+        from conceptvec.export.choice import Choice
+        from conceptvec.export.stage import export
+
+        return export(self, path, to, Choice(concept, tuple(ids)), model).path
 
     @property
     def validated(self) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ FILE = ROOT / "docs" / "ladder.svg"
 # Name of a group → its rungs, from the top; a rung without one joins the group above it.
 GROUPS = {
     "programs": ("__main__", "cli", "pipeline"),
-    "around a run": ("tools", "results", "show"),
+    "around a run": ("tools", "results", "export", "show"),
     "stages": ("validation", "effects", "scoring", "extraction"),
     "model": ("model",),
     "what all share": ("runfolder", "document", "records", "config", "concepts", "options", "text"),

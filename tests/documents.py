@@ -101,6 +101,12 @@ def entry(
         "damage": {kind: drops for kind in KINDS},
         "scan": SCAN,
         "firing": {"ratio": 2.0, "p": 0.001},
+        "gate_up": {
+            "plus_plus": 0.75,
+            "plus_minus": 0.0,
+            "minus_plus": 0.0,
+            "minus_minus": 0.25,
+        },
         "words": [["dog", 0.6, 4]],
         "examples": [EXAMPLE],
         "prompts": None,
@@ -140,6 +146,7 @@ def document(entries: list[dict[str, Any]] | None = None) -> dict[str, Any]:
             "seed": 0,
             "damage": list(KINDS),
             "score_threshold": 0.75,
+            "fold": "both",
         },
         "model": {
             "id": "<i>model</i>",

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from os.path import expanduser
 from pathlib import Path
 
+from conceptvec.cli.finished import FINISHED
 from conceptvec.cli.options import MODEL, Answer, Command, argument, config_of, count
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
@@ -233,6 +234,7 @@ COMMANDS = (
             argument("--csv", action="store_true", help="comma-separated values, one line a pole"),
         ),
     ),
+    *FINISHED,
     Command(
         "find",
         "the value vectors, over all neurons, that promote the given words",

@@ -97,7 +97,7 @@ def parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     whole = _Parser(
         prog="conceptvec",
-        description="Find concept vectors in Gemma 3 and prove that they matter.",
+        description="Find concept vectors in Gemma 3 and test whether they matter.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

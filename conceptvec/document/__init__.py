@@ -8,6 +8,7 @@ means: not measured. What is a tuple here is a list in the file.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from conceptvec.document.run import ExtractionPart, RunPart
 from conceptvec.document.scoring import ScoringPart
 from conceptvec.document.validation import ValidationPart
 from conceptvec.errors import RequestError
+from conceptvec.files import write_atomic
 
 SCHEMA_VERSION = 2
 VOLATILE = ("created", "environment", "timings", "resources")  # the rest repeats byte for byte
@@ -60,6 +62,21 @@ def load_document(path: str | Path) -> Document:
         ) from None
     check(document, str(file))
     return cast(Document, document)
+
+
+def candidates(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The candidates of a run: those that were tested, best first, then the others."""
+    return [*document["validation_results"], *document["untested_candidates"]]
+
+
+def save_document(document: Any, path: str | Path) -> Path:
+    """Write a document as JSON, atomically, after checking it against the schema."""
+    check(document, "the results")
+    text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
+    path = Path(path).expanduser()
+    # Half a character, as in a folder's name of other bytes, becomes JSON's own escape.
+    write_atomic(path, (text + "\n").encode("utf-8", "backslashreplace"))
+    return path
 
 
 def _results_file(path: Path) -> Path:

@@ -116,7 +116,29 @@ class ActivationFacts(TypedDict):
     contexts: list[TextAndValue]
 
 
-class ValidationEntry(CandidateEntry, Drops):
+class GateUp(TypedDict):
+    """The share of own positions at which gate and up have these signs, the gate's first.
+
+    A pole mixes two of the four: the activation is positive where the signs agree.
+    """
+
+    plus_plus: Share
+    plus_minus: Share
+    minus_plus: Share
+    minus_minus: Share
+
+
+class FiringSigns(TypedDict, total=False):
+    """In which combinations of signs the neuron fires before its words.
+
+    Attributes:
+        gate_up: null where the pole has no own positions; earlier runs did not measure it.
+    """
+
+    gate_up: GateUp | None
+
+
+class ValidationEntry(CandidateEntry, Drops, FiringSigns):
     """A candidate of Stage 2 with its verdict; the drops are those of the primary damage.
 
     Attributes:

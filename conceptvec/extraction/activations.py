@@ -46,6 +46,31 @@ def capturing(
             handle.remove()
 
 
+@contextmanager
+def capturing_gates(
+    model: Model, layers: Sequence[int], use: Callable[[int, torch.Tensor], None]
+) -> Iterator[None]:
+    """Within the context every forward pass hands over its gates, before the activation function.
+
+    Args:
+        model: the model.
+        layers: whose gates.
+        use: called with a layer's number and its gates (B, T, I).
+    """
+
+    def hook_of(layer: int) -> Callable[..., None]:
+        return lambda _, __, output: use(layer, output)
+
+    handles = [
+        model.layers[layer].mlp.gate_proj.register_forward_hook(hook_of(layer)) for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.inference_mode()
 def check_mlp_sums(model: Model, layers: Sequence[int], ids: torch.Tensor) -> None:
     """Check on one text (1, T) that the MLP output is the sum of its value vectors: Σ_j a_j d_j.

@@ -1,7 +1,7 @@
 """A model's files: where they are, and whether they can be used, before anything is loaded.
 
-The demo lies in the package; a folder is used as it is; a model of the Hub is fetched into the
-Hub's cache, from then on a folder like any other.
+The demo lies in the package; a folder is used as it is, and so is a GGUF file; a model of the Hub
+is fetched into the Hub's cache, from then on a folder like any other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from conceptvec.model.folder import FAMILIES as FAMILIES
 from conceptvec.model.folder import ITEMSIZE as ITEMSIZE
 from conceptvec.model.folder import Checkpoint as Checkpoint
 from conceptvec.model.folder import Family as Family
-from conceptvec.model.folder import checked_folder
+from conceptvec.model.folder import checked_folder, gguf_file
 
 HUB_NAME = r"[\w.-]+(/[\w.-]+)?"
 
@@ -33,12 +33,17 @@ def find(config: Config) -> Checkpoint:
         folder = Path(str(resources.files("conceptvec") / "data" / "demo"))
         return checked_folder(name, "package", folder, None)
     path = Path(name).expanduser()
+    if (file := gguf_file(path)) is not None:
+        from conceptvec.model.quantised import checked_gguf
+
+        return checked_gguf(name, file)
     if path.is_dir():
         return checked_folder(name, "folder", path, None)
     is_path = path.exists() or name.startswith((".", "/", "~"))
     if is_path or not re.fullmatch(HUB_NAME, name):
         raise RequestError(
-            f"--model: no folder at {name!r}; give demo, a Hugging Face id or a model folder"
+            f"--model: no folder at {name!r}; give demo, a Hugging Face id, a model folder or a "
+            "GGUF file"
         )
     return hub.describe(name, config.revision)
 

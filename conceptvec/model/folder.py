@@ -32,11 +32,12 @@ EMBEDDER = "modules.json"
 FOREIGN = {  # how a file's name ends → what it tells
     EMBEDDER: "is a model of sentence embeddings (modules.json); give the language model that it "
     "was made from",
-    ".gguf": "holds GGUF files; give the folder of the transformers model that they were made from",
+    ".gguf": "holds GGUF files; download one of them and give its path as --model",
     "params.json": "holds the original release's files (params.json); give the transformers form",
     "model_index.json": "is a pipeline of several models (model_index.json); give the folder of "
     "its language model",
 }
+GGUF = ".gguf"
 PICKLES = (".bin", ".pt", ".pth")
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -182,6 +183,22 @@ def _check_tokenizer(folder: Path, files: set[str]) -> None:
             f"--model: {folder} has its tokenizer as tokenizer.model alone, and sentencepiece, "
             "which reads that, is not installed: pip install sentencepiece protobuf"
         )
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file that a path means: itself, or the only one in a folder without config.json.
+
+    Raises:
+        RequestError: the folder has several.
+    """
+    if path.suffix == GGUF and path.is_file():
+        return path
+    is_checkpoint = (path / "config.json").exists()
+    files = [] if is_checkpoint or not path.is_dir() else sorted(path.glob(f"*{GGUF}"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise RequestError(f"--model: {path} has {len(files)} GGUF files ({names}); name one")
+    return files[0] if files else None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -63,10 +63,14 @@ class StoredTensors:
         self.tied = any(getattr(part, "tie_word_embeddings", True) for part in (config, text))
         self.config = copy.deepcopy(text)
         self.config.tie_word_embeddings = self.tied  # a multimodal model may say it on one level
-        self._stored = _decoder_tensors(folder)
+        self._stored = self._headers(folder)
         if self.tied:
             self._stored.pop(HEAD, None)
         self._check(self._expected_shapes(family))
+
+    def _headers(self, folder: Path) -> dict[str, Stored]:
+        """What the headers of the files say of each tensor, by its name in the decoder."""
+        return _decoder_tensors(folder)
 
     def names(self) -> list[str]:
         """The names of all tensors."""

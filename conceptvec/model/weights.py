@@ -23,8 +23,15 @@ from conceptvec.model.ambient import set_aside
 from conceptvec.model.checkpoint import Checkpoint, Family, fetch, find
 from conceptvec.model.device import choose_device, choose_dtype
 from conceptvec.model.fingerprint import fingerprint
-from conceptvec.model.folder import tell_of_adapter
+from conceptvec.model.folder import GGUF, tell_of_adapter
+from conceptvec.model.quantised import (
+    GgufTensors,
+    gguf_settings,
+    gguf_tokenizer,
+    quantisation,
+)
 from conceptvec.model.tensors import EMBEDDING, HEAD, StoredTensors, down_proj
+from conceptvec.records import Pole
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
@@ -97,10 +104,40 @@ class Weights:
         scale = torch.ones(self.hidden_size, dtype=torch.float32, device=self.device)
         if fold in ("both", "final"):
             scale = scale * (offset + self.norm_weight("norm").float())
-        if fold == "both" and self.family.post_norm:
-            weight = self.norm_weight(f"layers.{layer}.{self.family.post_norm}")
-            scale = scale * (offset + weight.float())
-        return scale
+        return scale * self.post_norm_scale(layer) if fold == "both" else scale
+
+    def post_norm_scale(self, layer: int) -> torch.Tensor:
+        """The weights by which the norm after the MLP multiplies what it writes: float32 (H,)."""
+        if self.family.post_norm is None:
+            return torch.ones(self.hidden_size, dtype=torch.float32, device=self.device)
+        weight = self.norm_weight(f"layers.{layer}.{self.family.post_norm}")
+        return self.family.norm_offset + weight.float()
+
+    def check_place(self, pole: Pole) -> None:
+        """Check that the model has the neuron.
+
+        Raises:
+            RequestError: it has not.
+        """
+        if pole.layer >= self.n_layers or pole.neuron >= self.intermediate_size:
+            raise RequestError(
+                f"{pole.id}: no such vector; {self.name} has {self.n_layers} layers of "
+                f"{self.intermediate_size} neurons, counted from 0"
+            )
+
+    def residual_direction(self, pole: Pole) -> torch.Tensor:
+        """Where a pole moves the residual stream, as a unit vector: float32 (H,).
+
+        That is its value vector times the weights of the norm after the MLP. The norm's division
+        by the size of the whole output depends on the text and is left out.
+
+        Raises:
+            RequestError: the model has no such neuron.
+        """
+        self.check_place(pole)
+        vector = self.value_vectors(pole.layer)[pole.neuron].float()
+        written = pole.direction * vector * self.post_norm_scale(pole.layer)
+        return written / torch.linalg.vector_norm(written).clamp(min=1e-30)
 
     def readout_directions(self, layer: int, fold: str, neurons: Any = slice(None)) -> torch.Tensor:
         """The value vectors of a layer, or of some of its neurons, folded: float32 (n, H)."""
@@ -193,13 +230,21 @@ def open_checkpoint(config: Config, checkpoint: Checkpoint | None = None) -> Ope
     dtype, why = choose_dtype(config.dtype, device)
     folder = fetch(checkpoint)
     tell_of_adapter(folder)
+    is_gguf = folder.suffix == GGUF
     try:
-        settings = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
+        if is_gguf:
+            settings, tokenizer = gguf_settings(folder), gguf_tokenizer(folder)
+        else:
+            settings = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
     except Exception as error:  # they break in as many ways as there are files
         raise unloadable(folder, error) from error
     revision, family = checkpoint.revision, checkpoint.family
-    source = StoredTensors(folder, settings, family, dtype)
+    if is_gguf:
+        source = GgufTensors(folder, settings, family, dtype)
+        why = f"{why}; dequantised from {quantisation(folder)}"
+    else:
+        source = StoredTensors(folder, settings, family, dtype)
     return Opened(source, tokenizer, config.model, revision, family, device, dtype, why)
 
 

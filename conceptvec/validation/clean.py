@@ -1,6 +1,6 @@
 """The clean pass of Stage 3: activations of some neurons at every token of a text, and log p.
 
-Memory: 4 bytes per neuron and token, and one state (H,) per token in the model's precision.
+Memory: 5 bytes per neuron and token, and one state (H,) per token in the model's precision.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from conceptvec.extraction.activations import capturing
+from conceptvec.extraction.activations import capturing, capturing_gates
 from conceptvec.model.memory import Batch
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class CleanPass:
 
     Attributes:
         activations: layer → float32 (neurons of the layer, tokens of the text).
+        gates: layer → bool of the same shape, whether the gate is positive.
     """
 
     def __init__(
@@ -45,6 +46,9 @@ class CleanPass:
             layer: np.zeros((len(numbers), size), np.float32)
             for layer, numbers in self.neurons.items()
         }
+        self.gates = {
+            layer: np.zeros((len(numbers), size), bool) for layer, numbers in self.neurons.items()
+        }
         self._states = torch.zeros((size, model.hidden_size), dtype=model.dtype)  # on the CPU
         self._log_p = np.full(size, np.nan)
         self._run()
@@ -52,6 +56,10 @@ class CleanPass:
     def activation(self, layer: int, neuron: int) -> np.ndarray:
         """One neuron's activations: float32 (tokens,)."""
         return self.activations[layer][self.neurons[layer].index(neuron)]
+
+    def gate_is_positive(self, layer: int, neuron: int) -> np.ndarray:
+        """Where one neuron's gate is positive: bool (tokens,)."""
+        return self.gates[layer][self.neurons[layer].index(neuron)]
 
     def know(self, positions: np.ndarray, log_p: np.ndarray) -> None:
         """Take over log-probabilities that an earlier pass has computed."""
@@ -78,12 +86,16 @@ class CleanPass:
         longest = int(lengths.max())
         batch = Batch(max(1, TOKENS[device.type] // longest), "passages of a forward pass")
         caught: dict[int, torch.Tensor] = {}
+        gates: dict[int, torch.Tensor] = {}
         columns = {
             layer: torch.tensor(numbers, device=device) for layer, numbers in self.neurons.items()
         }
 
         def use(layer: int, a: torch.Tensor) -> None:
             caught[layer] = a[..., columns[layer]].float()
+
+        def use_gates(layer: int, gate: torch.Tensor) -> None:
+            gates[layer] = gate[..., columns[layer]] > 0
 
         def forward(rows: slice) -> None:
             members = order[rows]
@@ -92,7 +104,11 @@ class CleanPass:
             for row, member in enumerate(members):
                 padded[row, : lengths[member]] = self.passages.passage(int(member))
             ids = torch.from_numpy(padded).to(device)
-            with capturing(self.model, list(self.neurons), use):
+            layers = list(self.neurons)
+            with (
+                capturing(self.model, layers, use),
+                capturing_gates(self.model, layers, use_gates),
+            ):
                 hidden = self._before_last_norm(ids).to("cpu")
             for row, member in enumerate(members):
                 span = slice(int(starts[member]), int(starts[member] + lengths[member]))
@@ -100,6 +116,8 @@ class CleanPass:
                 for layer, a in caught.items():
                     values = a[row, : lengths[member]].T.cpu().numpy()  # (n, T)
                     self.activations[layer][:, span] = values
+                    signs = gates[layer][row, : lengths[member]].T.cpu().numpy()  # (n, T)
+                    self.gates[layer][:, span] = signs
             bar.update(len(members))
 
         with tqdm(total=len(order), desc="Stage 3: clean pass", unit="passage", leave=False) as bar:

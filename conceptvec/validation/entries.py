@@ -53,11 +53,33 @@ def entry_of(
         "damage": {kind: of_kind.entry() for kind, of_kind in drops.items()},
         "scan": use.entry() | {"exact_zero": None, "exact_mean": None},
         "firing": {"ratio": plain(use.firing_ratio), "p": plain(use.firing_p)},
+        "gate_up": gate_up(tested.gates, candidate.pole),
         "words": _words(tested, scan, text),
         "examples": examples(tested, scan.passages, scan.passage_of, scan.decode),
         "prompts": None,
         "continuations": [],
         "activation": activation_entry(scan, candidate.pole),
+    }
+
+
+def gate_up(gates: np.ndarray | None, pole: Pole) -> dict[str, float | None] | None:
+    """The shares of own positions by the signs of gate and up.
+
+    GELU and SiLU keep the gate's sign, so the activation has that of gate times up: the pole, which
+    is the activation's sign, and the gate say the sign of up.
+
+    Args:
+        gates: whether the gate is positive at each own position, bool (n,).
+        pole: which fires there.
+    """
+    if gates is None or not len(gates):
+        return None
+    up = gates if pole.sign == "+" else ~gates
+    return {
+        "plus_plus": plain((gates & up).mean()),
+        "plus_minus": plain((gates & ~up).mean()),
+        "minus_plus": plain((~gates & up).mean()),
+        "minus_minus": plain((~gates & ~up).mean()),
     }
 
 

@@ -75,6 +75,7 @@ class Tested:
         judgement: the verdict.
         measured: log-probabilities at all its positions, or at the examples' alone.
         example_activations: of its neuron at the example positions, float32.
+        gates: whether its neuron's gate is positive at the own positions, bool.
     """
 
     subject: Subject
@@ -86,6 +87,7 @@ class Tested:
     interval: tuple[float, float] | None = None
     measured: Measured | None = None
     example_activations: np.ndarray | None = None
+    gates: np.ndarray | None = None
 
 
 def drops_of(measured: Measured, positions: Positions, kind: str) -> Drops:

@@ -37,6 +37,7 @@ class Placed:
         used: whether its p is at most the run's cut-off.
         positions: none for a control that is not used.
         example_activations: of its neuron at the example positions, float32.
+        gates: whether its neuron's gate is positive at the own positions, bool.
     """
 
     subject: Subject
@@ -44,6 +45,7 @@ class Placed:
     used: bool
     positions: Positions
     example_activations: np.ndarray
+    gates: np.ndarray
 
     @property
     def worth_damaging(self) -> bool:
@@ -94,8 +96,9 @@ def place(
         if subject.role == "candidate" or used[index]
     ]
     nowhere = np.zeros(0, np.int64)
+    no_positions = Positions(nowhere, nowhere, nowhere, nowhere, 0)
     placed = [
-        Placed(subject, use, is_used, Positions(nowhere, nowhere, nowhere, nowhere, 0), nowhere)
+        Placed(subject, use, is_used, no_positions, nowhere, nowhere.astype(bool))
         for subject, use, is_used in zip(subjects, uses, used, strict=True)
     ]
 
@@ -121,7 +124,7 @@ def _layer_groups(layers: Sequence[int], tokens: int) -> list[set[int]]:
         layers: of every neuron.
         tokens: of the text.
     """
-    per_neuron = 4 * tokens
+    per_neuron = 5 * tokens  # an activation and a sign
     groups: list[set[int]] = []
     room = 0
     for layer in sorted(set(layers)):
@@ -148,7 +151,8 @@ def _with_positions(placed: Placed, text: Field, seed: int, clean: CleanPass) ->
         rng(seed, f"positions {subject.key}"),
     )
     at_examples = activation[example_positions(positions)]
-    return replace(placed, positions=positions, example_activations=at_examples)
+    gates = clean.gate_is_positive(subject.layer, subject.neuron)[positions.of_concept]
+    return replace(placed, positions=positions, example_activations=at_examples, gates=gates)
 
 
 def _seen_log_p(scan: Scan) -> tuple[np.ndarray, np.ndarray]:

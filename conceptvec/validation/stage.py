@@ -281,4 +281,5 @@ def _judged(run: Run, placed: Placed, measured: Measured | None) -> Tested:
         interval,
         measured,
         placed.example_activations,
+        placed.gates,
     )

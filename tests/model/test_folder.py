@@ -96,7 +96,6 @@ def test_what_a_file_calls_quantised(file: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("model-Q4_K_M.gguf", "holds GGUF files"),
         ("params.json", "original release"),
         ("model_index.json", "pipeline of several models"),
     ],

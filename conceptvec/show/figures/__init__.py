@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from conceptvec.runfolder import write_atomic
 from conceptvec.show.backend import matplotlib as matplotlib
 from conceptvec.show.figures.card import vector_card
+from conceptvec.show.figures.comparison import comparison as comparison
 from conceptvec.show.figures.counts import concept_distribution, funnel, layer_by_concept
 from conceptvec.show.figures.damage import drops
 from conceptvec.show.figures.drawing import Drawing

@@ -1,0 +1,1 @@
+"""What people take along: control vectors, uploads, tables, a folder with a card."""

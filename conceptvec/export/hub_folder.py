@@ -1,0 +1,80 @@
+"""A folder for the Hub: vectors, results, report and a card that says what they are.
+
+Nothing is uploaded here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import torch
+
+from conceptvec.document import save_document
+from conceptvec.export.choice import WORDS
+from conceptvec.export.vectors import save_vectors
+from conceptvec.model.weights import Weights
+from conceptvec.records import pole_of
+from conceptvec.runfolder import VECTORS, write_atomic
+from conceptvec.show.report import to_html
+from conceptvec.show.tables import summary
+from conceptvec.text import number, table, words_of
+
+HEADERS = ("row", "id", "concept", "layer", "pole", "scale", "concept drop", "unrelated", "tokens")
+
+
+def save_folder(document: Mapping[str, Any], model: Weights, folder: Path) -> None:
+    """Write the folder."""
+    validated = [entry for entry in document["validation_results"] if entry["validated"]]
+    device = str(document["model"]["device"]).partition(":")[0]
+    save_document(document, folder / f"concept_vector_results_{device}.json")
+    save_vectors(model, document["configuration"]["fold"], validated, folder / VECTORS)
+    to_html(document, folder / "report.html")
+    write_atomic(folder / "README.md", card(document, model).encode())
+
+
+def card(document: Mapping[str, Any], model: Weights) -> str:
+    """The model card: YAML that the Hub reads, then what the vectors are and how to use them."""
+    validated = [entry for entry in document["validation_results"] if entry["validated"]]
+    facts = document["model"]
+    rows = [_row(number_of_row, entry, model) for number_of_row, entry in enumerate(validated)]
+    from_hub = facts["revision"] is not None  # else the name is a folder's, and no base model
+    text = resources.files("conceptvec") / "data" / "card.md"
+    return Template(text.read_text(encoding="utf-8")).substitute(
+        base_model=f"base_model: {json.dumps(facts['id'])}\n" if from_hub else "",
+        model=_escaped(facts["id"]),
+        revision=facts["revision"] or "none (a local model)",
+        fingerprint=facts["fingerprint"],
+        layers=facts["layers"],
+        hidden_size=facts["hidden_size"],
+        version=document["conceptvec_version"],
+        summary=_escaped(summary(document)).replace("\n", "\n\n"),
+        rows=table(rows, HEADERS, "pipe"),
+        example=json.dumps({validated[0]["id"] if validated else "L12_N0345+": 4.0}),
+    )
+
+
+def _row(number_of_row: int, entry: Mapping[str, Any], model: Weights) -> list[str]:
+    pole = pole_of(entry["id"])
+    scale = torch.linalg.vector_norm(model.value_vectors(pole.layer)[pole.neuron].float())
+    return [
+        str(number_of_row),
+        f"`{pole.id}`",
+        _escaped(entry["concept"]),
+        str(pole.layer),
+        f"`{pole.sign}`",
+        number(float(scale)),
+        number(entry["concept_drop"]),
+        number(entry["unrelated_drop"]),
+        _escaped(words_of(token for token, _ in entry["top_tokens"][:WORDS])),
+    ]
+
+
+def _escaped(text: str) -> str:
+    """Text of a vocabulary or a user in Markdown: nothing in it marks anything up."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", text)
