@@ -60,9 +60,9 @@ def _save(results: Mapping[str, Any], folder: Path, name: str) -> Path:
     return save_figure(FIGURES[name](results), folder / f"{name}.png")
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write one figure as PNG."""
-    out = io.BytesIO()
+    path, out = Path(path).expanduser(), io.BytesIO()
     figure.savefig(out, format="png", dpi=150)
     write_atomic(path, out.getvalue())
     return path
