@@ -148,8 +148,8 @@ class Config:
     chat_template: bool = options.switch(
         "put openings and prompts into the model's turn of its chat template"
     )
-    seed: int = options.whole(0, "every random draw derives from it", low=0)
-    out: str | None = options.text(None, "the run folder (default runs/<model>-<device>)")
+    seed: int = options.whole(0, "every random draw derives from it", low=0, high=None)
+    out: str | None = options.folder("the run folder (default runs/<model>-<device>)")
     overwrite: bool = options.switch("start afresh instead of resuming")
     stages: tuple[int, ...] = options.several(
         ALL_STAGES,

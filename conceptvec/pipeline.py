@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptvec.config import Config, parse_layers
-from conceptvec.errors import RequestError
+from conceptvec.errors import RequestError, RunError, first_line
 from conceptvec.identity import SCORING
+from conceptvec.launch import place
+from conceptvec.model.ambient import set_aside
 from conceptvec.results import Results
 from conceptvec.runfolder import VECTORS, Parts, RunFolder
+from conceptvec.show.pictures import save_run_figures
 from conceptvec.tools.preflight import preflight
 
 if TYPE_CHECKING:
@@ -22,11 +25,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+opened: list[Path] = []  # the run folders of this process that were cleared or resumed
 PATIENCE = timedelta(
     hours=1
 )  # how long a process waits for the slowest of the others before it gives up
 
 
+@set_aside
 def run(config: Config) -> Results:
     """Run all stages that `config.stages` asks for.
 
@@ -69,6 +74,7 @@ def run(config: Config) -> Results:
     return results
 
 
+@set_aside
 def validate(scored: Scored, model: Model, config: Config, parts: Parts | None = None) -> Results:
     """Stage 3: running text, the scan, and damage where they leave a question.
 
@@ -117,11 +123,14 @@ def open_run(model: Weights, config: Config) -> RunFolder:
     """
     parse_layers(config.layers, model.n_layers)
     folder = config.folder(model.device.type)
-    return RunFolder(folder, config, model.facts(), processes())
+    parts = RunFolder(folder, config, model.facts(), processes())
+    opened.append(folder)
+    return parts
 
 
+@set_aside
 def save_run(results: Results, model: Weights, config: Config, parts: RunFolder) -> Path:
-    """Write results, validated vectors and figures into the run folder.
+    """Write results, validated vectors and figures into the run folder, in this order.
 
     The first of several processes does.
 
@@ -135,11 +144,10 @@ def save_run(results: Results, model: Weights, config: Config, parts: RunFolder)
     path = results_path(parts.path, model.device.type)
     if parts.rank == 0:
         from conceptvec.export.vectors import save_vectors
-        from conceptvec.show.figures import save_figures
 
         results.save(path)
         save_vectors(model, config.fold, results.validated, parts.path / VECTORS)
-        save_figures(results, parts.path / "figures")
+        save_run_figures(results, parts.path / "figures")
     parts.barrier()
     return path
 
@@ -154,10 +162,16 @@ def processes() -> Any:
 
     They share files and wait for each other, nothing more, so gloo does on every device.
     """
-    import os
-
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    rank, world, _ = place()
+    if world < 2:
         return None
     from accelerate import PartialState
 
-    return PartialState(cpu=True, timeout=PATIENCE)
+    logger.info("process %d of %d (WORLD_SIZE): waiting for the others", rank, world)
+    try:
+        return PartialState(cpu=True, timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:  # an address or a port that is none
+        raise RunError(
+            f"the {world} processes could not meet ({first_line(error)}); start them with torchrun "
+            "or accelerate launch"
+        ) from None

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+JOINERS = "\u200c\u200d"  # zero width non-joiner (Persian, Hindi) and joiner (emoji)
+JOINED = ("Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "So", "Sk")  # letters, their marks, pictures
 DASH = "–"  # stands where nothing was measured
 
 
@@ -19,9 +21,21 @@ def printable(text: str, keep: str = "") -> str:
         keep: characters that stay although they are control characters, such as a line's end.
     """
     return "".join(
-        "�" if unicodedata.category(ch) in HIDDEN_CATEGORIES and ch not in keep else ch
-        for ch in text
+        "�" if _is_hidden(ch) and ch not in keep and not _joins(text, place) else ch
+        for place, ch in enumerate(text)
     )
+
+
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in HIDDEN_CATEGORIES
+
+
+def _joins(text: str, place: int) -> bool:
+    """Whether a joiner stands inside a word or a picture, where it belongs to the spelling."""
+    if text[place] not in JOINERS:
+        return False
+    around = (text[place - 1 : place], text[place + 1 : place + 2])
+    return all(ch and ch != "�" and unicodedata.category(ch) in JOINED for ch in around)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -51,6 +65,11 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], form: str = "si
     return str(tabulate([list(row) for row in rows], headers, tablefmt=form, disable_numparse=True))
 
 
+def notebook_html(markup: str) -> str:
+    """HTML for a notebook's cell in which a dollar is a dollar and begins no formula."""
+    return f'<div class="tex2jax_ignore mathjax_ignore">{markup}</div>'
+
+
 def html_table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
     """A plain, escaped HTML table."""
     text = table(rows, headers, "html")
@@ -60,6 +79,9 @@ def html_table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
 
 
 def plain(value: Any) -> float | None:
-    """A number as the results hold it: six significant digits; NaN (not measured) is null."""
+    """A number as the results hold it: six significant digits.
+
+    What is no finite number is null: NaN was not measured, and JSON holds no infinity.
+    """
     as_float = float(value)
-    return None if math.isnan(as_float) else float(f"{as_float:.6g}")
+    return float(f"{as_float:.6g}") if math.isfinite(as_float) else None

@@ -571,3 +571,30 @@ def test_tokens_of_other_types() -> None:
 @pytest.mark.parametrize("kind", [RequestError, RunError])
 def test_errors_show_their_message_alone_in_a_cell(kind: Any) -> None:
     assert kind("do that")._render_traceback_() == [f"{kind.__name__}: do that"]
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_the_line_to_go_on_after_overwrite(cleared: bool, tmp_path, monkeypatch, capsys) -> None:
+    """Before the old run was cleared the word stays; behind it, it would clear the new one."""
+
+    def interrupted(*_, **__) -> None:
+        raise KeyboardInterrupt
+
+    at = "conceptvec.pipeline." + ("save_run" if cleared else "preflight")
+    monkeypatch.setattr(at, interrupted)
+    argv = ["run", "--device", "cpu", "--layers", "0", "--max-vectors", "3", "--stages", "1"]
+    assert main([*argv, "--out", str(tmp_path / "r"), "--overwrite"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "Resume: conceptvec run" in last
+    assert ("--overwrite" in last) is not cleared
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("tokens", ["1", "30", "400"])
+def test_too_little_text_is_no_error(tokens: str, tmp_path, capsys) -> None:
+    """Also where the text holds no word of a candidate's concept: then nothing is repeated."""
+    argv = ["run", "--device", "cpu", "--layers", "3", "--max-vectors", "8", "--json"]
+    assert main([*argv, "--corpus-tokens", tokens, "--out", str(tmp_path / "r")]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["validation_results"]
+    assert set(results["verdicts"]) <= {"inconclusive", "inactive"}

@@ -70,3 +70,24 @@ def test_a_table_in_a_cell_is_escaped_and_aligned() -> None:
     shown = html_table([["<b>", "1"]], ("name", "value"))
     assert "&lt;b&gt;" in shown
     assert shown.count("text-align: left") == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["می\u200cشود", "👨\u200d👩\u200d👧", "👩🏽\u200d🔬", "क\u094d\u200dष"]
+)
+def test_joiners_inside_words_and_pictures_stay(text: str) -> None:
+    assert printable(text) == text
+    assert words_of([f" {text} "]) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\u200ddog", "dog\u200c", "a \u200d b", "\u200d", "a\u200d\u200db", "a\u200d\x1b", "�\u200da"],
+)
+def test_joiners_anywhere_else_are_shown_as_such(text: str) -> None:
+    assert not set(printable(text)) & set("\u200c\u200d")
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_json_cannot_hold_is_null(value: float) -> None:
+    assert plain(value) is None

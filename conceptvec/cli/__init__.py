@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from conceptvec import launch
 from conceptvec.cli.commands import COMMANDS
 from conceptvec.cli.options import parser
 from conceptvec.errors import RequestError, RunError
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, one of those above."""
     argv = list(sys.argv[1:] if argv is None else argv)
     _make_streams_safe()
+    if (pipeline := sys.modules.get("conceptvec.pipeline")) is not None:
+        pipeline.opened.clear()
     try:
         return _run(argv)
     except BrokenPipeError:  # the reader has seen enough, as in `conceptvec show … | head`
@@ -53,7 +56,7 @@ def _run(argv: list[str]) -> int:
         return DONE
 
     # Of several processes only the first one talks; all of them work.
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = launch.is_first()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("conceptvec").setLevel(logging.INFO if is_first else logging.ERROR)
     command = next(c for c in COMMANDS if c.name == arguments.command)
@@ -84,5 +87,9 @@ def _ending(error: BaseException, argv: list[str]) -> tuple[int, str]:
         return FAILED, f"out of memory; {kept}. Run it again with a smaller --batch-size"
     if isinstance(error, OSError):
         return FAILED, f"{error}; {kept}. Check disk, folder and network, then run it again"
-    again = shlex.join(["conceptvec", *(a for a in argv if a != "--overwrite")])
+    # Once the folder was cleared, what is in it is this run's, and is not to be cleared again.
+    pipeline = sys.modules.get("conceptvec.pipeline")
+    is_begun = pipeline is not None and bool(pipeline.opened)
+    kept_words = (word for word in argv if not (is_begun and word == "--overwrite"))
+    again = shlex.join(["conceptvec", *kept_words])
     return INTERRUPTED, f"interrupted; {kept}. {'Resume' if 'run' in argv else 'Again'}: {again}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields, replace
+from os.path import expanduser
 from pathlib import Path
 
 from conceptvec.cli.finished import FINISHED
@@ -12,6 +13,7 @@ from conceptvec.config import Config
 from conceptvec.errors import RequestError
 from conceptvec.text import printable
 
+RESULTS_HELP = "results file or run folder"
 BAD_PLAN = 2  # a dry run that finds a problem is a bad request
 
 
@@ -80,8 +82,10 @@ def find(arguments: argparse.Namespace) -> Answer:
 
 def scan(arguments: argparse.Namespace) -> Answer:
     """``conceptvec scan``."""
+    from conceptvec.model.device import choose_device
     from conceptvec.model.network import load_model
     from conceptvec.pipeline import open_run
+    from conceptvec.tools.disk import check_writable
     from conceptvec.tools.scan_table import concept_of_words, scan, scan_folder
 
     config = config_of(arguments)
@@ -89,8 +93,10 @@ def scan(arguments: argparse.Namespace) -> Answer:
         raise RequestError("--words, --concepts: got both, expected one of them")
     if arguments.words:
         config = replace(config, concepts=concept_of_words(arguments.words))
+    folder = scan_folder(config, choose_device(config.device).type, arguments.words)
+    check_writable(folder)
+    config = replace(config, out=str(folder))
     model = load_model(config)
-    config = replace(config, out=str(scan_folder(config, model, arguments.words)))
     parts = open_run(model, config)
     answer = scan(model, config, parts, arguments.limit)
     parts.finish()
@@ -187,7 +193,9 @@ COMMANDS = (
         "a results file (or run folder) as a table",
         show,
         arguments=(
-            argument("results", metavar="RESULTS", help="results file or run folder"),
+            argument(
+                "results", type=expanduser, metavar="RESULTS", help="results file or run folder"
+            ),
             argument("--all", action="store_true", help="every tested candidate"),
         ),
     ),
@@ -196,9 +204,10 @@ COMMANDS = (
         "one self-contained HTML file of a run",
         report,
         arguments=(
-            argument("run", metavar="RUN", help="results file or run folder"),
+            argument("run", type=expanduser, metavar="RUN", help=RESULTS_HELP),
             argument(
                 "--out",
+                type=expanduser,
                 metavar="FILE",
                 help="the HTML file (default: report.html beside the results)",
             ),
@@ -210,7 +219,7 @@ COMMANDS = (
         "every scored pole of a run: its label, concept, score and words",
         poles,
         arguments=(
-            argument("run", metavar="RUN", help="run folder"),
+            argument("run", type=expanduser, metavar="RUN", help="run folder"),
             argument("--concept", metavar="NAME", help="only poles that stand for this concept"),
             argument(
                 "--label", metavar="LABEL", help="only concept, lexical, other, mixed or none"
@@ -237,6 +246,7 @@ COMMANDS = (
             argument("--limit", type=count, default=20, help="poles shown (default 20)"),
             argument(
                 "--run",
+                type=expanduser,
                 metavar="RUN",
                 help="search the kept lists of this finished run instead of the weights",
             ),

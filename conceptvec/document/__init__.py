@@ -53,7 +53,7 @@ def load_document(path: str | Path) -> Document:
     Raises:
         RequestError: there is none, or it is not a results file of this version.
     """
-    file = _results_file(Path(path))
+    file = _results_file(Path(path).expanduser())
     try:
         document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except (OSError, ValueError, RecursionError) as error:
@@ -73,8 +73,9 @@ def save_document(document: Any, path: str | Path) -> Path:
     """Write a document as JSON, atomically, after checking it against the schema."""
     check(document, "the results")
     text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
-    path = Path(path)
-    write_atomic(path, (text + "\n").encode("utf-8"))
+    path = Path(path).expanduser()
+    # Half a character, as in a folder's name of other bytes, becomes JSON's own escape.
+    write_atomic(path, (text + "\n").encode("utf-8", "backslashreplace"))
     return path
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from conceptvec.effects.coverage import Coverage
-from conceptvec.effects.passages import LEAD_IN, Passages, cut, joined, start_of_text
+from conceptvec.effects.passages import LEAD_IN, Passages, cut, joined
 from conceptvec.effects.target_words import TargetWords, occurrences
 from conceptvec.errors import RequestError, first_line
 from conceptvec.files import digest_of
@@ -153,7 +153,8 @@ def column_text(record: Mapping[str, Any], column: str, place: str) -> str:
     if value is not None and not isinstance(value, str):
         kind = type(value).__name__
         raise RequestError(f"{place}: the column {column!r} holds {kind}, expected text")
-    return value or ""
+    # JSON can hold half a character, which no tokenizer takes.
+    return (value or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def text_column(record: Mapping[str, Any], place: str) -> str:
@@ -303,7 +304,7 @@ def _topped_up(
 
 def _batches(model: Model, documents: Iterable[str], continues: np.ndarray) -> Iterator[Passages]:
     """The passages of some documents at a time; a document's number is its place in the text."""
-    start = start_of_text(model.tokenizer)
+    start = model.start
     scored_from = max(len(start), 1) + LEAD_IN
     stream = enumerate(encoded(model, documents))
     while chunk := list(islice(stream, LINES_AT_ONCE)):

@@ -27,10 +27,11 @@ import numpy as np
 
 from conceptvec.concepts import Concept
 from conceptvec.effects.coverage import Coverage
-from conceptvec.effects.passages import Passages, empty_opening, start_of_text
+from conceptvec.effects.passages import Passages
 from conceptvec.effects.target_words import TargetWords
 from conceptvec.effects.writing import LENGTH, WrittenPart, part_seed
 from conceptvec.errors import RequestError
+from conceptvec.model.vocabulary import empty_opening
 from conceptvec.scoring.words import normalise
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def _as_parts(opener: Opener, words: Sequence[str], stream: str) -> list[Written
     """Openings made of words, cut into parts; those of a part have about one length."""
     model, chat = opener.model, opener.chat
     nothing = _empty(model, chat)
-    start = [] if chat else start_of_text(model.tokenizer)
+    start = [] if chat else model.start
     openings: list[tuple[int, ...]] = []
     for pair in words:
         forms = _written_forms(pair)

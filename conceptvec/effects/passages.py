@@ -117,25 +117,6 @@ def joined(parts: Iterable[Passages], renumber: bool = True) -> Passages:
     return Passages(**{name: np.concatenate([getattr(c, name) for c in columns]) for name in names})
 
 
-def start_of_text(tokenizer: Any) -> list[int]:
-    """What the tokenizer's own encoding puts in front of a text: ``[BOS]``, or nothing."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    return list(full[: full.index(bare[0])]) if bare and bare[0] in full else []
-
-
-def empty_opening(tokenizer: Any) -> list[int]:
-    """What stands before a text that begins with nothing: its start, or its bos or eos token.
-
-    A tokenizer without any of them gives an empty list: there is nothing to begin with.
-    """
-    start = start_of_text(tokenizer)
-    if start:
-        return start
-    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    return [mark for mark in marks if mark is not None][:1]
-
-
 def cut(
     ids: Sequence[int], start: Sequence[int], continues: np.ndarray, longest: int = MAX_TOKENS
 ) -> list[list[int]]:

@@ -33,6 +33,7 @@ from conceptvec.effects.significance import (
 from conceptvec.effects.statistics import Contrast
 from conceptvec.effects.sums import Effects
 from conceptvec.effects.use import Use
+from conceptvec.model.powers import lengths
 from conceptvec.records import Pole
 from conceptvec.streams import rng
 
@@ -131,7 +132,7 @@ class Scan:
         features = {}
         for i, layer in enumerate(self.effects.layers):
             vectors = self.model.value_vectors(layer).float()
-            norm = torch.linalg.vector_norm(vectors, dim=1).cpu().numpy()
+            norm = lengths(vectors).cpu().numpy()
             features[layer] = np.stack([np.log(np.maximum(norm, 1e-12)), strength[i]], 1)
         return features
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from conceptvec.effects.passages import Passages
+from conceptvec.model.vocabulary import added_ids, byte_letters, written_tokens
 from conceptvec.scoring.lexicon import Lexicon
 from conceptvec.scoring.words import normalise
 
@@ -49,32 +50,27 @@ SPACELESS_PIECE = 32  # of a script without spaces
 SINGLE = 64  # one character of such a script
 
 
-def byte_alphabet() -> dict[str, int]:
-    """The characters in which byte-level vocabularies (GPT-2 and its heirs) write the 256 bytes."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    table = {chr(byte): byte for byte in plain}
-    return table | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
 def token_pieces(tokenizer: Any, size: int) -> list[str]:
     """What each of `size` tokens adds to a text, spaces as spaces; special tokens are empty.
 
     Byte-level vocabularies are decoded; bytes that are no whole character become U+FFFD.
     """
-    known = min(size, len(tokenizer))
-    tokens = [str(token or "") for token in tokenizer.convert_ids_to_tokens(list(range(known)))]
+    tokens = written_tokens(tokenizer, size)
     # A byte-level vocabulary has no ▁ and writes its spaces as Ġ.
     spaces = sum(token.startswith("▁") for token in tokens)
     if sum(token.startswith("Ġ") for token in tokens) > spaces:
-        alphabet = byte_alphabet()
-        pieces = [_decoded(token, alphabet) for token in tokens]
+        alphabet = byte_letters()
+        added = added_ids(tokenizer)
+        pieces = [
+            token if number in added else _decoded(token, alphabet)
+            for number, token in enumerate(tokens)
+        ]
     else:
         pieces = [BYTE_PIECE.sub(_byte, token).replace("▁", " ") for token in tokens]
     for special in tokenizer.all_special_ids:
-        if special < known:
+        if special < size:
             pieces[special] = ""
-    return pieces + [""] * (size - known)
+    return pieces
 
 
 def _decoded(token: str, alphabet: dict[str, int]) -> str:

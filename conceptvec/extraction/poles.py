@@ -15,6 +15,7 @@ import torch
 
 from conceptvec.extraction.projection import Projector
 from conceptvec.files import Arrays
+from conceptvec.model.powers import lengths
 from conceptvec.model.vocabulary import masked_tokens, token_texts
 from conceptvec.model.weights import Weights
 from conceptvec.streams import rng, torch_rng
@@ -32,7 +33,7 @@ class Projections:
         bottom_ids: int32 (n, k), most suppressed first.
         bottom_values: float32 (n, k), the readout.
         norms: float32 (n,), of the value vector itself.
-        variance: float32 (n,), of the readout over the shown tokens; so are the next three.
+        variance: float64 (n,), of the readout over the shown tokens; so are the next three.
         skew: float32 (n,).
         kurtosis: float32 (n,), excess.
         mean: float32 (n,).
@@ -105,7 +106,7 @@ def project_neurons(
     return Projections(
         layer,
         neurons,
-        norms=torch.linalg.vector_norm(vectors, dim=1).cpu().numpy(),
+        norms=lengths(vectors).cpu().numpy(),
         fallbacks=projector.fallbacks - before,
         **arrays,
     )

@@ -34,6 +34,7 @@ from conceptvec.extraction.rows import ShownRows
 from conceptvec.extraction.sweep import Scan, Workspace, dots, exact_device
 from conceptvec.model.device import has_native_bfloat16, wide_products
 from conceptvec.model.memory import Batch
+from conceptvec.model.powers import near_one, times_power
 
 # Tokens per chunk; above 2^15 macOS 14.0 has a slow product.
 COLUMNS = {"cpu": 32_768, "mps": 32_768, "cuda": 65_536}
@@ -56,7 +57,7 @@ class Readouts(NamedTuple):
         top_values: of these.
         bottom_ids: most suppressed first.
         bottom_values: of these.
-        variance: over the shown tokens.
+        variance: over the shown tokens, float64: the square of a readout may be no float32.
         skew: over the shown tokens.
         kurtosis: over the shown tokens, excess.
         mean: over the shown tokens.
@@ -134,9 +135,11 @@ class Projector(ShownRows):
     def __call__(self, directions: torch.Tensor, batch_size: int = 200) -> Readouts:
         """Both poles and the moments of n readouts, batch by batch.
 
-        A batch that does not fit in memory is halved.
+        A batch that does not fit in memory is halved. Directions of whatever length are brought to
+        about one by a power of two, which rounds nothing, and the values back to theirs: neither
+        very long nor very short ones leave the numbers on the way.
         """
-        directions = directions.to(self.device, torch.float32)
+        directions, exponents = near_one(directions.to(self.device, torch.float32))
         batch = Batch(batch_size, "value vectors")
         out, unsafe = batch.run(lambda n: self._project(directions, self.precision, SPARE, n))
 
@@ -153,7 +156,8 @@ class Projector(ShownRows):
             poles = ((out.top_ids, out.top_values, 1.0), (out.bottom_ids, out.bottom_values, -1.0))
             for ids, values, sign in poles:
                 ids[row], values[row] = self._rank_in_full(directions[row], sign)
-        return out._replace(top_ids=self.shown[out.top_ids], bottom_ids=self.shown[out.bottom_ids])
+        out = out._replace(top_ids=self.shown[out.top_ids], bottom_ids=self.shown[out.bottom_ids])
+        return _scaled_back(out, exponents)
 
     def _project(
         self, directions: torch.Tensor, dtype: torch.dtype, spare: dict[torch.dtype, int], size: int
@@ -181,7 +185,7 @@ class Projector(ShownRows):
         ids, first = (torch.cat(parts, 1) for parts in zip(*survivors, strict=True))
         top, top_unsafe = self._rank(directions, ids[0], first[0], 1.0, dtype)
         bottom, bottom_unsafe = self._rank(directions, ids[1], first[1], -1.0, dtype)
-        moments = (m2.float(), skew.float(), kurtosis.float(), mean.cpu())
+        moments = (m2, skew.float(), kurtosis.float(), mean.cpu())
         unsafe = torch.nonzero(top_unsafe | bottom_unsafe).flatten()
         return Readouts(*top, *bottom, *moments), unsafe
 
@@ -257,6 +261,17 @@ class Projector(ShownRows):
         values = self._rounded(z[near][None], near[None], direction[None])
         order, best = _order(near[None], values * sign)
         return order[0, : self.k], best[0, : self.k] * sign
+
+
+def _scaled_back(readouts: Readouts, exponents: torch.Tensor) -> Readouts:
+    """The readouts of the directions as they were given."""
+    mean = times_power(readouts.mean[:, None], exponents)[:, 0]
+    return readouts._replace(
+        top_values=times_power(readouts.top_values, exponents),
+        bottom_values=times_power(readouts.bottom_values, exponents),
+        variance=torch.ldexp(readouts.variance, 2 * exponents),
+        mean=mean,
+    )
 
 
 def _product(rows: torch.Tensor, columns: torch.Tensor, workspace: Workspace) -> torch.Tensor:

@@ -21,10 +21,11 @@ from conceptvec.extraction.poles import Projections, make_projector, project_neu
 from conceptvec.extraction.poles import null_directions as null_directions
 from conceptvec.extraction.projection import Projector
 from conceptvec.identity import EXTRACTION, Record
+from conceptvec.model.ambient import set_aside
 from conceptvec.model.weights import Weights
 from conceptvec.records import SIGNS, Pole
 from conceptvec.runfolder import Parts, Task
-from conceptvec.text import html_table, words_of
+from conceptvec.text import html_table, notebook_html, words_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +85,10 @@ class Candidates:
                 words = words_of(self.tokens[i] for i in ids)
                 body.append([pole.id, f"{layer.kurtosis[row]:.1f}", words])
         table = html_table(body, ("vector", "excess kurtosis", "tokens"))
-        return f"<p>{self!r}</p>{table}"
+        return notebook_html(f"<p>{self!r}</p>{table}")
 
 
+@set_aside
 def extract(
     model: Weights,
     config: Config,

@@ -5,13 +5,13 @@ Torch is imported where it is needed, because light requests come through here t
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from conceptvec.errors import RequestError
+from conceptvec.launch import place
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +24,13 @@ def choose_device(name: str) -> torch.device:
     """`auto` takes cuda, then mps, then cpu; a device that is not there is a bad request."""
     import torch
 
+    process = place()
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
-    if name == "cuda" and has_cuda and "LOCAL_RANK" in os.environ:
+    if name == "cuda" and has_cuda and process.world > 1:
         # Several processes: one GPU each.
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(process.local % torch.cuda.device_count())
     device = torch.device(name)
     exists = {
         "cpu": True,

@@ -7,7 +7,10 @@ a repository.
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 import json
+import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +18,25 @@ from typing import Any
 
 from conceptvec.errors import RequestError, first_line
 
+logger = logging.getLogger(__name__)
+
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZERS = {"tokenizer.json", "tokenizer.model"}
+TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"tokenizer.model"})
+ADAPTER = "adapter_config.json"
+UNMERGED = re.compile(r"\blora_|\bbase_layer\b|\bbase_model\b")  # in the names of tensors
+QUANTISED = {"quantize_config.json", "quant_config.json", "hf_quant_config.json"}  # files
+# What config.json says of it: transformers, MLX, compressed tensors.
+QUANTISATIONS = ("quantization_config", "quantization", "compression_config")
+CAUSAL = ("ForCausalLM", "ForConditionalGeneration")  # how such classes' names end
+EMBEDDER = "modules.json"
+FOREIGN = {  # how a file's name ends → what it tells
+    EMBEDDER: "is a model of sentence embeddings (modules.json); give the language model that it "
+    "was made from",
+    ".gguf": "holds GGUF files; download one of them and give its path as --model",
+    "params.json": "holds the original release's files (params.json); give the transformers form",
+    "model_index.json": "is a pipeline of several models (model_index.json); give the folder of "
+    "its language model",
+}
 GGUF = ".gguf"
 PICKLES = (".bin", ".pt", ".pth")
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -96,12 +116,10 @@ def checked_folder(name: str, source: str, folder: Path, revision: str | None) -
     Raises:
         RequestError: it cannot be used.
     """
-    document = read_config(name, folder / "config.json")
     files = {path.name for path in folder.iterdir()}
-    if not files & TOKENIZERS:
-        raise RequestError(
-            f"--model: {folder} has no tokenizer.json or tokenizer.model; add the tokenizer's files"
-        )
+    refuse_other_kinds(name, files)
+    document = read_config(name, folder / "config.json")
+    _check_tokenizer(folder, files)
     refuse_pickle(name, files)
     shards = weight_files(folder)
     if missing := [shard.name for shard in shards if shard.name not in files]:
@@ -112,6 +130,59 @@ def checked_folder(name: str, source: str, folder: Path, revision: str | None) -
     _check_headers(shards)
     weight_bytes = sum(shard.stat().st_size for shard in shards)
     return Checkpoint(name, source, folder, revision, document, weight_bytes)
+
+
+def refuse_other_kinds(name: str, files: Iterable[str]) -> None:
+    """Refuse what is known not to be the whole weights of a language model, by its files' names.
+
+    Raises:
+        RequestError: it is an adapter alone, quantised, or in a form of another program.
+    """
+    names = set(files)
+    if ADAPTER in names and not names & {WHOLE, INDEX}:
+        raise _unmerged(name, "it is an adapter, not a model")
+    if QUANTISED & names:
+        raise _quantised(name)
+    for ending, said in FOREIGN.items():
+        is_whole = "config.json" in names and ending != EMBEDDER
+        if not is_whole and any(file.endswith(ending) for file in names):
+            raise RequestError(f"--model: {name} {said}")
+
+
+def tell_of_adapter(folder: Path) -> None:
+    """Say that an adapter beside the weights is left alone: they may be merged already."""
+    if (folder / ADAPTER).exists():
+        said = "%s also holds an adapter, %s: it is not applied, the folder's own weights are"
+        logger.warning(said, folder, ADAPTER)
+
+
+def _unmerged(name: str, reason: str) -> RequestError:
+    return RequestError(
+        f"--model: {name}: {reason}; merge it first: "
+        f"peft.AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload()"
+        '.save_pretrained("merged"), save the tokenizer there too, and give --model merged'
+    )
+
+
+def _quantised(name: str) -> RequestError:
+    return RequestError(
+        f"--model: {name} is quantised; its value vectors are not the model's. Give the "
+        "original weights."
+    )
+
+
+def _check_tokenizer(folder: Path, files: set[str]) -> None:
+    if not any(needed <= files for needed in TOKENIZERS):
+        raise RequestError(
+            f"--model: {folder} has no tokenizer.json, no tokenizer.model and no vocab.json with "
+            "merges.txt; add the tokenizer's files"
+        )
+    is_alone = not any(needed <= files for needed in TOKENIZERS[:-1])
+    if is_alone and importlib.util.find_spec("sentencepiece") is None:
+        raise RequestError(
+            f"--model: {folder} has its tokenizer as tokenizer.model alone, and sentencepiece, "
+            "which reads that, is not installed: pip install sentencepiece protobuf"
+        )
 
 
 def gguf_file(path: Path) -> Path | None:
@@ -159,11 +230,13 @@ def _check_headers(shards: Iterable[Path]) -> None:
     for shard in shards:
         try:
             with safe_open(shard, framework="np") as file:
-                file.keys()  # noqa: SIM118
+                keys = list(file.keys())
         except (SafetensorError, OSError) as error:
             raise RequestError(
                 f"--model: {shard} is damaged ({first_line(error)}); fetch the file again"
             ) from None
+        if unmerged := next((key for key in keys if UNMERGED.search(key)), None):
+            raise _unmerged(str(shard.parent), f"{shard.name} holds {unmerged}")
 
 
 def refuse_pickle(name: str, files: Iterable[str]) -> None:
@@ -208,11 +281,9 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
         raise RequestError(
             f"--model: {name} is of the family {kind!r}; supported: {', '.join(FAMILIES)}"
         )
-    if document.get("quantization_config"):
-        raise RequestError(
-            f"--model: {name} is quantised; its value vectors are not the model's. Give the "
-            "original weights."
-        )
+    if any(document.get(key) for key in QUANTISATIONS):
+        raise _quantised(name)
+    _refuse_not_causal(name, document)
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if kind not in CONFIG_MAPPING:
@@ -223,6 +294,28 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
             "pip install -U transformers"
         )
     return document
+
+
+def _refuse_not_causal(name: str, document: dict[str, Any]) -> None:
+    """Refuse a model that does not predict the next token from those before it."""
+    parts = [document, document.get("text_config")]
+    for part in parts:
+        if not isinstance(part, dict):
+            continue
+        looks_ahead = [key for key in part if "bidirectional" in key and part[key]]
+        if looks_ahead or part.get("is_causal") is False:
+            said = looks_ahead[0] if looks_ahead else "is_causal"
+            raise RequestError(
+                f"--model: {name} is no causal language model: its config.json says {said}: "
+                f"{part[said]!r}. Expected one that predicts the next token"
+            )
+    named = document.get("architectures")
+    kinds = [str(kind) for kind in named] if isinstance(named, list) else []
+    if kinds and not any(kind.endswith(CAUSAL) for kind in kinds):
+        raise RequestError(
+            f"--model: {name} is a {', '.join(kinds)[:200]}, expected a model that predicts the "
+            f"next token (…{CAUSAL[0]}); give the language model that it was made from"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

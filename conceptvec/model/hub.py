@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
+from typing import Any
 
 from conceptvec.errors import RequestError, RunError, first_line
 from conceptvec.model.folder import (
@@ -11,12 +13,16 @@ from conceptvec.model.folder import (
     checked_folder,
     is_wanted,
     read_config,
+    refuse_other_kinds,
     refuse_pickle,
 )
 
 logger = logging.getLogger(__name__)
 
 SECONDS = 20  # that the Hub may take to describe a model
+REFUSALS = (401, 403)
+TOKENS = "https://huggingface.co/settings/tokens"
+BAD_TOKEN = re.compile(r"credential|token|expired", re.IGNORECASE)
 READ = (
     "config.json",
     "generation_config.json",
@@ -44,9 +50,10 @@ def describe(name: str, revision: str | None) -> Checkpoint:
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=SECONDS)
         files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        refuse_other_kinds(name, files)
         refuse_pickle(name, files)
         if info.gated:
-            HfApi().auth_check(name)
+            _check_access(name)
         config_path = Path(hf_hub_download(name, "config.json", revision=info.sha))
         document = read_config(name, config_path)
     except RequestError:
@@ -73,6 +80,21 @@ def describe(name: str, revision: str | None) -> Checkpoint:
         download=tuple((file, wanted[file]) for file in missing),
         gated=bool(info.gated),
     )
+
+
+def _check_access(name: str) -> None:
+    """Ask whether the token may read a gated model; a mirror that cannot say is taken at its word.
+
+    Where access is missing after all, the first file that is fetched says so.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().auth_check(name)
+    except Exception as error:  # see `describe`
+        if _status(error) in REFUSALS:
+            raise
+        logger.info("whether %s may be read is not known (%s)", name, first_line(error))
 
 
 def download(checkpoint: Checkpoint) -> Path:
@@ -120,6 +142,20 @@ def _from_cache(name: str, revision: str | None, error: Exception) -> Checkpoint
     return checked_folder(name, "cache", folder, folder.name)
 
 
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _said(error: Exception) -> str:
+    """The server's own sentence: in a header, or in the answer's body."""
+    response: Any = getattr(error, "response", None)
+    try:
+        said = response.headers.get("X-Error-Message") or response.json().get("error")
+    except Exception:  # no answer, or no JSON in it
+        said = None
+    return " ".join(str(said or getattr(error, "server_message", None) or "").split())[:300]
+
+
 def _refused(name: str, error: Exception) -> RequestError | None:
     """The Hub's no, as what to do about it; None where it did not say no."""
     from huggingface_hub.errors import (
@@ -129,15 +165,23 @@ def _refused(name: str, error: Exception) -> RequestError | None:
         RevisionNotFoundError,
     )
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status, reason = _status(error), _said(error)
+    if status == 401 and BAD_TOKEN.search(reason):
+        return RequestError(
+            f"--model: the Hub does not accept the token that is set here (it says: {reason}): it "
+            f"is invalid or expired. Make a new one at {TOKENS} and set HF_TOKEN or run "
+            "`hf auth login`, or unset it: a public model needs none."
+        )
     if isinstance(error, GatedRepoError) or status == 403:
         from huggingface_hub import get_token
 
         lacks = "the token that is set here has no access"
         token = lacks if get_token() else "no token is set here"
+        says = f" (the Hub says: {reason})" if reason else ""
         return RequestError(
-            f"--model: {name} is gated and {token}. Accept the licence at "
-            f"https://huggingface.co/{name}, then set HF_TOKEN or run `hf auth login`; "
+            f"--model: {name} is gated and {token}{says}. Accept the licence at "
+            f"https://huggingface.co/{name}, then set HF_TOKEN or run `hf auth login`; a "
+            f"fine-grained token needs the box for gated repositories at {TOKENS}. "
             "--model demo needs neither."
         )
     if isinstance(error, RevisionNotFoundError):

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from conceptvec.config import Config
-from conceptvec.errors import RequestError, RunError
+from conceptvec.errors import RequestError, RunError, first_line
+from conceptvec.model.ambient import set_aside
 from conceptvec.model.checkpoint import FAMILIES as FAMILIES
 from conceptvec.model.checkpoint import Checkpoint
 from conceptvec.model.device import wide_products
 from conceptvec.model.memory import is_out_of_memory
 from conceptvec.model.tensors import DECODER, HEAD, StoredTensors, misfit
+from conceptvec.model.vocabulary import empty_opening, start_of_text
 from conceptvec.model.weights import Weights, open_checkpoint, unloadable
 
 logger = logging.getLogger(__name__)
@@ -82,7 +85,7 @@ class Model(Weights):
         return getattr(self.layers[layer], self.family.post_norm)(mlp_output)
 
     def encode(self, text: str, chat: bool = False) -> list[int]:
-        """Token ids with the beginning-of-sequence token once (where the model has one).
+        """Token ids, behind what the tokenizer puts in front of every text, once.
 
         With `chat` the text is the beginning of the model's turn in its chat template.
 
@@ -98,9 +101,24 @@ class Model(Weights):
                 f"model has only {self.vocab_size}: they do not belong together; fetch the files "
                 "again"
             )
-        if self.bos_id is None or ids[:1] == [self.bos_id]:
-            return ids
-        return [self.bos_id, *ids]
+        start = self.start
+        return ids if ids[: len(start)] == start else [*start, *ids]
+
+    @cached_property
+    def start(self) -> list[int]:
+        """What the tokenizer puts in front of every text: ``[BOS]``, or nothing.
+
+        Raises:
+            RequestError: the model has no such token.
+        """
+        outside = [mark for mark in empty_opening(self.tokenizer) if mark >= self.vocab_size]
+        if outside:
+            raise RequestError(
+                f"--model: texts of {self.name} begin with the token {outside[0]}, and the model "
+                f"has only {self.vocab_size}: it was added to the tokenizer alone; call "
+                "resize_token_embeddings, train, and save both"
+            )
+        return start_of_text(self.tokenizer)
 
     def _chat_opening(self) -> str:
         """The chat template up to the beginning of the model's turn."""
@@ -109,7 +127,15 @@ class Model(Weights):
                 f"--chat-template: {self.name} has no chat template; use an instruction-tuned model"
             )
         turn = [{"role": "user", "content": CHAT_REQUEST}]
-        return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        try:
+            return self.tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program, and raises what it likes
+            raise RequestError(
+                f"--chat-template: the chat template of {self.name} cannot be used "
+                f"({type(error).__name__}: {first_line(error)}); mend it, or leave the option out"
+            ) from None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final norm and unembedding of residual-stream states (N, H) → float32 logits (N, V).
@@ -128,6 +154,7 @@ class Model(Weights):
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
 
+@set_aside
 def load_model(config: Config, checkpoint: Checkpoint | None = None) -> Model:
     """Load `config.model` in its final precision on its device.
 
@@ -155,7 +182,9 @@ def load_model(config: Config, checkpoint: Checkpoint | None = None) -> Model:
             "bfloat16, another --device or a smaller model"
         ) from None
     _, *about = opened
-    return Model(hf.eval().requires_grad_(False), *about)
+    model = Model(hf.eval().requires_grad_(False), *about)
+    _ = model.start  # refused now, where it is not one of the model's
+    return model
 
 
 def _network(tensors: StoredTensors) -> Any:

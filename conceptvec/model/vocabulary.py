@@ -8,6 +8,7 @@ below a tenth of the median norm.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from conceptvec.model.weights import Weights
 
 LOW_NORM = 0.1  # share of the median row norm under which a row counts as untrained
 _HIDDEN = re.compile(r"(<0x[0-9A-F]{2}>)+|<unused\d+>")
+_MARKUP = re.compile(r"<.*>|\[.*\]", re.DOTALL)
 _BYTE = re.compile("[\udc80-\udcff]")  # as Python writes a byte that is no text
 
 
@@ -26,13 +28,51 @@ def token_texts(model: Weights) -> list[str]:
     their tokens are decoded, and bytes that are no text by themselves become ``<0xE7>``, as other
     tokenizers write them.
     """
-    size = min(model.vocab_size, len(model.tokenizer))
-    written = model.tokenizer.convert_ids_to_tokens(list(range(size)))
-    texts = [str(token or "") for token in written]
+    texts = written_tokens(model.tokenizer, model.vocab_size)
     if is_byte_level(texts):
         letters = byte_letters()
-        texts = [_decoded(text, letters) for text in texts]
-    return [text.replace("▁", " ") for text in texts] + [""] * (model.vocab_size - size)
+        added = added_ids(model.tokenizer)
+        texts = [
+            text if number in added else _decoded(text, letters)
+            for number, text in enumerate(texts)
+        ]
+    return [text.replace("▁", " ") for text in texts]
+
+
+def written_tokens(tokenizer: Any, size: int) -> list[str]:
+    """The first `size` ids as the tokenizer writes them; ids that it does not have are empty.
+
+    A vocabulary may have holes, so how many tokens there are says nothing of the largest id.
+    """
+    texts = [""] * size
+    for token, number in tokenizer.get_vocab().items():
+        if 0 <= number < size:
+            texts[number] = str(token)
+    return texts
+
+
+def added_ids(tokenizer: Any) -> set[int]:
+    """The tokens that were added to a vocabulary; these are written as plain text in any."""
+    return set(getattr(tokenizer, "added_tokens_decoder", {}))
+
+
+def start_of_text(tokenizer: Any) -> list[int]:
+    """What the tokenizer's own encoding puts in front of a text: ``[BOS]``, or nothing."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    return list(full[: full.index(bare[0])]) if bare and bare[0] in full else []
+
+
+def empty_opening(tokenizer: Any) -> list[int]:
+    """What stands before a text that begins with nothing: its start, or its bos or eos token.
+
+    A tokenizer without any of them gives an empty list: there is nothing to begin with.
+    """
+    start = start_of_text(tokenizer)
+    if start:
+        return start
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return [mark for mark in marks if mark is not None][:1]
 
 
 def is_byte_level(texts: list[str]) -> bool:
@@ -56,11 +96,21 @@ def _decoded(text: str, letters: dict[str, int]) -> str:
     return _BYTE.sub(lambda byte: f"<0x{ord(byte[0]) - 0xDC00:02X}>", decoded)
 
 
+def _special_ids(tokenizer: Any) -> set[int]:
+    """The tokens that are no text: special ones, and added ones in brackets, such as ``<table>``.
+
+    Other added tokens are words like any.
+    """
+    special = set(tokenizer.all_special_ids)
+    for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
+        if token.special or _MARKUP.fullmatch(token.content.strip()):
+            special.add(number)
+    return special
+
+
 def masked_tokens(model: Weights, texts: list[str]) -> torch.Tensor:
     """The masked rows: bool (vocab_size,) on the CPU."""
-    special = set(model.tokenizer.all_special_ids) | set(
-        getattr(model.tokenizer, "added_tokens_decoder", {})
-    )
+    special = _special_ids(model.tokenizer)
     named = [
         not text.strip() or i in special or bool(_HIDDEN.fullmatch(text.strip()))
         for i, text in enumerate(texts)

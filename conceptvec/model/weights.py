@@ -19,10 +19,11 @@ import torch
 
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
+from conceptvec.model.ambient import set_aside
 from conceptvec.model.checkpoint import Checkpoint, Family, fetch, find
 from conceptvec.model.device import choose_device, choose_dtype
 from conceptvec.model.fingerprint import fingerprint, probe
-from conceptvec.model.folder import GGUF
+from conceptvec.model.folder import GGUF, tell_of_adapter
 from conceptvec.model.quantised import (
     GgufTensors,
     gguf_settings,
@@ -200,6 +201,7 @@ class Opened(NamedTuple):
     why: str
 
 
+@set_aside
 def load_weights(config: Config, checkpoint: Checkpoint | None = None) -> Weights:
     """Open `config.model` for streaming; a model of the Hub is downloaded where it is missing.
 
@@ -228,6 +230,7 @@ def open_checkpoint(config: Config, checkpoint: Checkpoint | None = None) -> Ope
     device = choose_device(config.device)
     dtype, why = choose_dtype(config.dtype, device)
     folder = fetch(checkpoint)
+    tell_of_adapter(folder)
     is_gguf = folder.suffix == GGUF
     try:
         if is_gguf:
@@ -249,7 +252,9 @@ def open_checkpoint(config: Config, checkpoint: Checkpoint | None = None) -> Ope
 def unloadable(folder: Path, error: Exception) -> RequestError:
     """What to say of a model folder that transformers cannot read."""
     text = " ".join(str(error).split())[:300]
+    advice = "its files do not fit together, so fetch them again"
+    if isinstance(error, ImportError):
+        advice = "install what it names"
     return RequestError(
-        f"--model: {folder} could not be loaded ({type(error).__name__}: {text}); its files do "
-        "not fit together, so fetch them again"
+        f"--model: {folder} could not be loaded ({type(error).__name__}: {text}); {advice}"
     )

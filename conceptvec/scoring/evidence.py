@@ -33,6 +33,7 @@ INTERCEPT, SLOPE, STANDOUT = 4.75, 4.5, 2.15  # A, B and C
 OFFSET = 0.02  # of the share, under the logarithm
 WORDS = 3  # distinct words of a concept, fewer lower the score
 RIVAL = 0.8  # part of the concept's share from which another theme counts as strong as it
+TINY = 1e-300  # smallest variance that is divided by
 STANDOUT_RANK = 10  # the token by which a list stands out
 STANDOUT_FULL = 0.5  # standard deviations from which more counts no more
 ONE_WORD = 0.73  # part of a list on one word from which it is a list of that word
@@ -160,7 +161,7 @@ def standout(
         vocabulary: tokens that are shown.
     """
     rank = min(STANDOUT_RANK, top.shape[1])
-    distance = (top[:, rank - 1] - mean) / np.sqrt(np.maximum(variance, 1e-30))
+    distance = (top[:, rank - 1] - mean) / np.sqrt(np.maximum(variance, TINY))
     above = min(max(1 - rank / max(vocabulary, 1), 0.5), 1 - 1e-12)
     return np.clip((distance - NormalDist().inv_cdf(above)) / STANDOUT_FULL, 0, 1)
 

@@ -21,6 +21,7 @@ from conceptvec.config import Config
 from conceptvec.extraction.poles import Projections
 from conceptvec.extraction.stage import Candidates
 from conceptvec.identity import SCORING, Record, as_read
+from conceptvec.model.ambient import set_aside
 from conceptvec.records import SIGNS, Candidate, Pole, PoleScores, Sign
 from conceptvec.runfolder import Parts
 from conceptvec.scoring import evidence as ev
@@ -29,7 +30,7 @@ from conceptvec.scoring.groups import OtherList, group
 from conceptvec.scoring.nulls import NullLists, null_lists, null_readouts
 from conceptvec.scoring.poles import PART, Collector, PoleTable
 from conceptvec.scoring.scorer import Scorer
-from conceptvec.text import html_table, listed, plain, words_of
+from conceptvec.text import html_table, listed, notebook_html, plain, words_of
 
 if TYPE_CHECKING:
     from conceptvec.model.weights import Weights
@@ -93,7 +94,7 @@ class Scored:
             rows.append((candidate.id, candidate.concept, f"{candidate.score:.2f}", words))
         answers = escape(listed(self.labels))
         groups = [(len(g["ids"]), words_of(g["tokens"])) for g in self.others[:SHOWN_GROUPS]]
-        return (
+        return notebook_html(
             f"<p>{len(self.selected)} concept candidates; answers: {answers}</p>"
             + html_table(rows, ("vector", "concept", "score", "tokens"))
             + "<p>The largest groups outside the concepts</p>"
@@ -101,6 +102,7 @@ class Scored:
         )
 
 
+@set_aside
 def score(
     candidates: Candidates, model: Weights, config: Config, parts: Parts | None = None
 ) -> Scored:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from conceptvec.document import load_document
 from conceptvec.errors import RequestError
-from conceptvec.text import html_table, number, printable
+from conceptvec.text import html_table, notebook_html, number, printable
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
@@ -67,7 +67,8 @@ def card(entry: Entry) -> str:
     below = _activation_lines(entry["activation"])
     for continuation in entry.get("continuations", ()):
         below.append(" · ".join(f"{_safe(k)}: {_safe(text)}" for k, text in continuation.items()))
-    return f"<p>{'<br>'.join(above)}</p>{html_table(damage, headers)}<p>{'<br>'.join(below)}</p>"
+    table = html_table(damage, headers)
+    return notebook_html(f"<p>{'<br>'.join(above)}</p>{table}<p>{'<br>'.join(below)}</p>")
 
 
 def _safe(value: Any) -> str:

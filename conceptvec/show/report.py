@@ -18,8 +18,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from conceptvec.errors import RequestError
 from conceptvec.runfolder import write_atomic
 from conceptvec.show.figures import FIGURES, measured
+from conceptvec.show.pictures import attempted
 from conceptvec.show.tables import (
     CANDIDATE_HEADERS,
     GROUP_HEADERS,
@@ -69,10 +71,29 @@ def to_html(document: Mapping[str, Any], path: str | Path) -> Path:
 
     Returns:
         the path.
+
+    Raises:
+        RequestError: something else is there.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    _check_place(path)
     write_atomic(path, page(document).encode("utf-8"))
     return path
+
+
+def _check_place(path: Path) -> None:
+    """Refuse to put a page where something else is, the results themselves above all.
+
+    Raises:
+        RequestError: it is a folder, or a file that is no page.
+    """
+    if path.is_dir():
+        raise RequestError(f"--out: {path} is a folder; give the HTML file, such as report.html")
+    if path.is_file():
+        with path.open("rb") as file:
+            begin = file.read(200)
+        if begin.strip() and not begin.lstrip().startswith(b"<"):
+            raise RequestError(f"--out: {path} is there and is no HTML file; give another --out")
 
 
 def page(document: Mapping[str, Any]) -> str:
@@ -88,7 +109,7 @@ def page(document: Mapping[str, Any]) -> str:
         source=_safe(_source(document)),
         figures="".join(pictures),
         extra=_sets(document.get("concept_sets") or []) + _untested(document) + _groups(document),
-        damage=_safe(document["configuration"]["damage"][0]),
+        damage=_safe(next(iter(document["configuration"]["damage"]), "none")),
         head="".join(_head(name) for name in HEADERS),
         rows="\n".join(map(_row, entries, result_rows(document, None))),
         data=as_json.replace("<", "\\u003c"),
@@ -145,7 +166,13 @@ def _cell(entry: Mapping[str, Any], name: str, text: str) -> str:
 
 def _figure(document: Mapping[str, Any], name: str) -> str:
     out = io.BytesIO()
-    FIGURES[name](document).savefig(out, format="png", dpi=130)
+
+    def draw() -> bool:
+        FIGURES[name](document).savefig(out, format="png", dpi=130)
+        return True
+
+    if not attempted(draw, name):
+        return ""
     picture = base64.b64encode(out.getvalue()).decode("ascii")
     text = (FIGURES[name].__doc__ or name).splitlines()[0]
     return f'<figure><img alt="{_safe(text)}" src="data:image/png;base64,{picture}"></figure>'

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from conceptvec.text import html_table, listed, number, printable, table, words_of
+from conceptvec.text import html_table, listed, notebook_html, number, printable, table, words_of
 
 ROWS = 25
 SHOWN_TOKENS = 6
@@ -80,7 +80,7 @@ def _nulls(document: Mapping[str, Any]) -> list[str]:
     phrases = list[str]()
     for kind, name in CONTROLS.items():
         control = calibration if kind == "null" else calibration.get(kind, {})
-        if control.get("n"):
+        if control.get("n") and "false_validations" in control:
             phrases.append(f"{control['false_validations']} of {control['n']} {name}")
     return [f"controls validated: {', '.join(phrases)}"] if phrases else []
 
@@ -154,4 +154,4 @@ def results_html(document: Mapping[str, Any]) -> str:
     blocks = [f"<p>{lines}</p>", html_table(rows, heads) if rows else ""]
     if groups := group_rows(document):
         blocks.append(f"<p>{GROUPS_TITLE}</p>{html_table(groups, GROUP_HEADERS)}")
-    return "".join(blocks)
+    return notebook_html("".join(blocks))

@@ -30,9 +30,12 @@ from conceptvec.config import Config
 from conceptvec.errors import RequestError
 from conceptvec.holdings import conflicts, holds_another_run
 from conceptvec.identity import differences, record
+from conceptvec.model.ambient import set_aside
 from conceptvec.runfolder import Arrays, Parts, Task, part_name, write_atomic
+from conceptvec.show.pictures import save_calibration_figure
 from conceptvec.text import DASH, number, plain, printable
 from conceptvec.text import table as text_table
+from conceptvec.tools.disk import check_writable
 from conceptvec.tools.ground import Ground, planting_layers, survey
 from conceptvec.tools.rounds import Options, play
 from conceptvec.validation.statistics import wilson
@@ -45,6 +48,7 @@ logger = logging.getLogger(__name__)
 FILE = "calibration.json"
 
 
+@set_aside
 def calibrate(
     model: Model, config: Config, options: Options | None = None, parts: Parts | None = None
 ) -> dict[str, Any]:
@@ -113,8 +117,9 @@ def check_folder(folder: Path, config: Config, options: Options) -> None:
     """Look at what is in a folder, before anything is loaded.
 
     Raises:
-        RequestError: another calibration, or a run of another configuration.
+        RequestError: another calibration, a run of another configuration, or no right to write.
     """
+    check_writable(folder)
     if config.overwrite:
         return
     now = record(config, {})
@@ -144,13 +149,11 @@ def _other(folder: Path, what: str, changes: Sequence[str]) -> RequestError:
 
 
 def save_calibration(document: Mapping[str, Any], folder: Path) -> Path:
-    """Write the document and its figure; returns the figure's path."""
-    from conceptvec.show.figures import calibration
-
+    """Write the document, then its figure; returns the figure's path."""
     text = json.dumps(document, indent=1, allow_nan=False)
     write_atomic(folder / FILE, text.encode())
     path = folder / "calibration.png"
-    calibration(document).savefig(path, dpi=150)
+    save_calibration_figure(document, path)
     return path
 
 

@@ -150,9 +150,10 @@ def needs_of(
     )
 
 
-def _kept(config: Config, work: Work) -> int:
+def _kept(config: Config, work: Work, shape: Shape) -> int:
     """Bytes of the token lists that are kept."""
-    return work.neurons * (KEPT_PER_TOKEN * config.top_k + KEPT_PER_NEURON)
+    tokens = min(config.top_k, shape.vocab_size)
+    return work.neurons * (KEPT_PER_TOKEN * tokens + KEPT_PER_NEURON)
 
 
 def _memory(
@@ -165,7 +166,7 @@ def _memory(
         stored = checkpoint.weight_bytes // max(checkpoint.parameters, 1)
         one_layer = 8 * shape.hidden_size * shape.intermediate_size
         weights = shape.unembedding * (stored if stored == 2 else stored + 2) + one_layer
-    return weights + TABLES * shape.vocab_size + _kept(config, work)
+    return weights + TABLES * shape.vocab_size + _kept(config, work, shape)
 
 
 def _text_tokens(config: Config, shape: Shape, device: str) -> int:
@@ -176,10 +177,10 @@ def _text_tokens(config: Config, shape: Shape, device: str) -> int:
 
 def _disk(config: Config, shape: Shape, work: Work) -> int:
     if 3 not in config.stages:
-        return _kept(config, work)
+        return _kept(config, work, shape)
     parts = work.text_tokens / PASSAGE_TOKENS / PASSAGES_A_PART
     sums = SUMS * WORDS / 2 * work.layers * shape.intermediate_size * max(parts, 1)
-    return _kept(config, work) + int(sums) + RESULTS
+    return _kept(config, work, shape) + int(sums) + RESULTS
 
 
 def _seconds(

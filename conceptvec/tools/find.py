@@ -28,9 +28,12 @@ from conceptvec.config import Config, parse_layers
 from conceptvec.errors import RequestError
 from conceptvec.extraction.projection import Projector
 from conceptvec.extraction.stage import make_projector
+from conceptvec.model.ambient import set_aside
+from conceptvec.model.powers import near_one
 from conceptvec.model.weights import Weights, load_weights
 from conceptvec.records import Pole, Sign
 from conceptvec.runfolder import Arrays, manifests, read_part
+from conceptvec.scoring.evidence import TINY
 from conceptvec.scoring.words import lemma, normalise
 from conceptvec.text import number, plain, printable, table, words_of
 
@@ -112,6 +115,7 @@ def word_forms(words: Sequence[str], texts: list[str], masked: np.ndarray) -> di
     return forms
 
 
+@set_aside
 def find(
     words: Sequence[str],
     config: Config,
@@ -193,7 +197,7 @@ def _from_weights(model: Weights, vocabulary: Vocabulary, config: Config) -> Ite
     rows = model.unembedding[targets.to(model.device)].float() - vocabulary.projector.mean
     covariance = vocabulary.projector.covariance()
     for layer in tqdm(parse_layers(config.layers, model.n_layers), desc="find", unit="layer"):
-        d = model.readout_directions(layer, config.fold)  # (I, H)
+        d, _ = near_one(model.readout_directions(layer, config.fold))  # (I, H)
         variance = ((d @ covariance) * d).sum(1, keepdim=True)
         deviation = variance.clamp(min=1e-30).sqrt()
         y = ((d @ rows.T.contiguous()) / deviation).cpu().numpy()  # (I, T)
@@ -261,7 +265,7 @@ def _from_run(
 
 def _listed(arrays: Arrays, name: str, direction: int, targets: list[int]) -> np.ndarray:
     """The targets' y as the kept lists of one pole say it, 0 where they do not: (n, T)."""
-    deviation = np.sqrt(np.maximum(arrays["variance"], 1e-30))[:, None]
+    deviation = np.sqrt(np.maximum(arrays["variance"], TINY))[:, None]
     y = direction * (arrays[f"{name}_values"] - arrays["mean"][:, None]) / deviation
     y = np.maximum(y, 0)
     per_target = [np.where(arrays[f"{name}_ids"] == t, y, 0).max(1) for t in targets]

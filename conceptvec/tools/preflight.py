@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -16,6 +14,8 @@ from conceptvec.config import Config
 from conceptvec.holdings import conflicts, holds_another_run, manifests
 from conceptvec.identity import Record, record
 from conceptvec.model.checkpoint import Checkpoint, find
+from conceptvec.text import notebook_html
+from conceptvec.tools.disk import free_disk, held_bytes, unwritable
 
 if TYPE_CHECKING:
     import torch
@@ -156,7 +156,7 @@ class Plan:
             f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>"
             for name, text in self.lines()
         )
-        return f"<table>{''.join(rows)}</table>"
+        return notebook_html(f"<table>{''.join(rows)}</table>")
 
 
 def preflight(config: Config) -> Plan:
@@ -239,10 +239,11 @@ def _warnings(needs: Needs, has: Has) -> list[str]:
 def _space_problems(folder: Path, needs: Needs, has: Has) -> list[str]:
     """What disks and rights forbid."""
     problems: list[str] = []
-    if needs.disk_bytes > has.disk_bytes:
+    missing = max(needs.disk_bytes - held_bytes(folder), 0)
+    if missing > has.disk_bytes:
         problems.append(
             f"--out: {folder} has room for {size(has.disk_bytes)}, a run needs about "
-            f"{size(needs.disk_bytes)}; make room or give another --out"
+            f"{size(missing)}; make room or give another --out"
         )
     cache = hub_cache()
     if needs.download_bytes > free_disk(cache):
@@ -250,10 +251,7 @@ def _space_problems(folder: Path, needs: Needs, has: Has) -> list[str]:
             f"the download of {size(needs.download_bytes)} does not fit into {cache} "
             f"({size(free_disk(cache))} free); make room or set HF_HOME to a larger disk"
         )
-    is_no_folder = folder.exists() and not folder.is_dir()
-    if is_no_folder or not os.access(_existing(folder), os.W_OK | os.X_OK):
-        problems.append(f"--out: {folder} cannot be written; give another folder")
-    return problems
+    return problems + unwritable(folder)
 
 
 def _folder_state(folder: Path, config: Config, asked: Record) -> tuple[str, list[str]]:
@@ -316,16 +314,6 @@ def hub_cache() -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that there is."""
-    return next(p for p in [path.absolute(), *path.absolute().parents] if p.exists())
-
-
-def free_disk(path: Path) -> int:
-    """Free bytes where a path is, or will be."""
-    return shutil.disk_usage(_existing(path)).free
 
 
 def size(count: float) -> str:

@@ -27,9 +27,10 @@ from conceptvec.effects.survey import survey
 from conceptvec.effects.target_words import TargetWords, token_pieces
 from conceptvec.errors import RequestError
 from conceptvec.extraction.poles import make_projector
+from conceptvec.model.ambient import set_aside
 from conceptvec.runfolder import Parts
 from conceptvec.scoring.lexicon import Lexicon
-from conceptvec.text import html_table, number, plain, printable, table, words_of
+from conceptvec.text import html_table, notebook_html, number, plain, printable, table, words_of
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
@@ -59,9 +60,10 @@ class ScanTable(dict[str, Any]):
     def _repr_html_(self) -> str:
         rows = html_table(_rows(self), HEADERS)
         legend = "<br>".join(escape(line) for line in _legend(self).splitlines())
-        return f"<p>{escape(_title(self))}</p>{rows}<p>{legend}</p>"
+        return notebook_html(f"<p>{escape(_title(self))}</p>{rows}<p>{legend}</p>")
 
 
+@set_aside
 def scan(model: Model, config: Config, parts: Parts | None = None, limit: int = LIMIT) -> ScanTable:
     """Every neuron's first-order effect on the words of every concept.
 
@@ -117,11 +119,11 @@ def concept_of_words(words: Sequence[str]) -> str:
     return f"{WORDS}={','.join(words)}"
 
 
-def scan_folder(config: Config, model: Model, words: Sequence[str] | None) -> Path:
+def scan_folder(config: Config, device: str, words: Sequence[str] | None) -> Path:
     """Where a scan is kept: ``--out``, or beside the model's run, one for each choice of words."""
     if config.out:
         return Path(config.out)
-    run = config.folder(model.device.type)
+    run = config.folder(device)
     chosen = "-".join(re.sub(r"\W+", "", word) for word in words or ())[:LONGEST_NAME]
     return run.with_name("-".join(filter(None, (run.name, "scan", chosen))))
 

@@ -21,6 +21,7 @@ from conceptvec.effects.moved import draw_moved
 from conceptvec.extraction.agreement import READOUT, readout_difference
 from conceptvec.extraction.poles import make_projector
 from conceptvec.extraction.stage import project_layer
+from conceptvec.model.ambient import set_aside
 from conceptvec.model.device import environment
 from conceptvec.model.network import Model, load_model
 from conceptvec.text import plain, printable, table
@@ -45,6 +46,7 @@ class Outcome:
     problem: str | None
 
 
+@set_aside
 def selfcheck(config: Config) -> dict[str, Any]:
     """Try the operations of a run on the configured device.
 

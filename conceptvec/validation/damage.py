@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from conceptvec.errors import RequestError
+from conceptvec.model.ambient import set_aside
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
@@ -136,6 +137,7 @@ def _adding(damages: Sequence[Damage]) -> Any:
     return add
 
 
+@set_aside
 @torch.inference_mode()
 def continuation(
     model: Model, ids: Sequence[int], damages: Mapping[int, Sequence[Damage]], tokens: int

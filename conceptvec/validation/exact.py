@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 ROWS_A_WORD = 1  # occurrences of a word that are damaged, at most
 
 
+def concepts_with_words(scan: Scan) -> set[int]:
+    """The concepts with a word at which the scan took gradients; of others nothing is repeated."""
+    words = scan.seen.word[scan.effects.chosen]
+    return set(scan.text.words.word_concept[words].tolist())
+
+
 def word_positions(scan: Scan, concept: int) -> np.ndarray:
     """Positions before the concept's words at which the scan took gradients: int64 (n,)."""
     seen = scan.seen

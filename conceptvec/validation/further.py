@@ -18,7 +18,7 @@ from conceptvec.runfolder import Arrays, Parts, Task, part_name
 from conceptvec.streams import rng
 from conceptvec.validation import sets
 from conceptvec.validation.evidence import Tested
-from conceptvec.validation.exact import exact_entry, measure_exact
+from conceptvec.validation.exact import concepts_with_words, exact_entry, measure_exact
 from conceptvec.validation.measure import Setting, Subject
 from conceptvec.validation.positions import Field
 from conceptvec.validation.transfer import PromptTable, measure_transfer, transfer_entry
@@ -88,7 +88,10 @@ def further_measurements(
 def _exact(
     run: Run, tested: Sequence[Tested], validated: Sequence[Tested]
 ) -> dict[str, dict[str, float | None]]:
-    others = [item for item in tested if not item.judgement.validated]
+    present = concepts_with_words(run.scan)
+    others = [
+        item for item in tested if not item.judgement.validated and item.subject.concept in present
+    ]
     stream = rng(run.config.seed, "repeated exactly")
     drawn = stream.permutation(len(others))[:REPEATED_OTHERS]
     subjects = [item.subject for item in [*validated, *(others[i] for i in sorted(drawn))]]

@@ -29,7 +29,7 @@ SENTENCE = "w1 w2 w3 w4 w5 dog w6 cat w7 w8"
 def reader() -> SimpleNamespace:
     """What of a model is needed for reading."""
     tokenizer = make_tokenizer()
-    return SimpleNamespace(tokenizer=tokenizer, vocab_size=len(tokenizer), name="tiny")
+    return SimpleNamespace(tokenizer=tokenizer, vocab_size=len(tokenizer), name="tiny", start=[])
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +263,11 @@ def test_coverage_counts_by_a_plain_loop(lines, reader, targets):
     scored = [set(text.split()[1 + LEAD_IN - 1 :]) & set(ANIMALS) for text in texts]
     assert coverage.documents.tolist() == [sum(map(bool, scored))]
     assert coverage.words.tolist() == [len(set.union(*scored))]
+
+
+def test_half_a_character_of_json_is_read_as_a_sign_of_it(tmp_path):
+    file = tmp_path / "posts.jsonl"
+    file.write_text('{"text": "half \\ud83d here"}\n{"text": "whole \\ud83d\\udc36 dog"}\n')
+    texts = list(TextFile(file, "text").documents())
+    assert texts == ["half \ufffd here", "whole 🐶 dog"]
+    make_tokenizer()(texts)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conceptvec.effects.passages import Passages, cut, empty_opening, joined, start_of_text
+from conceptvec.effects.passages import Passages, cut, joined
+from conceptvec.model.vocabulary import empty_opening, start_of_text
 from tests.conftest import make_tokenizer
 
 BOS = 2

@@ -153,13 +153,8 @@ def is_whole(text: list[str], at: int) -> bool:
 
 
 def vocabulary(tokens: list[str], special: list[int]) -> SimpleNamespace:
-    class Tokenizer(SimpleNamespace):
-        def __len__(self) -> int:
-            return len(tokens)
-
-    return Tokenizer(
-        convert_ids_to_tokens=lambda ids: [tokens[i] for i in ids], all_special_ids=special
-    )
+    ids = {token: number for number, token in enumerate(tokens)}
+    return SimpleNamespace(get_vocab=lambda: ids, all_special_ids=special)
 
 
 def test_byte_level_vocabularies_are_decoded():

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from conceptvec.extraction import fast, projection
 from conceptvec.extraction.projection import Projector
 from conceptvec.extraction.sweep import Scan, Workspace, dots
+from conceptvec.files import digest
 
 DTYPES = [torch.float32, torch.bfloat16]
 BUILD = "from conceptvec.extraction.fast import library; assert library() is not None"
@@ -73,6 +74,55 @@ def test_compiled_dots_are_exact(dtype: torch.dtype, hidden: int) -> None:
     assert torch.equal(fast.compiled_dots(matrix, ids, d), dots(matrix, ids, d))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernels are built on Linux alone")
+@pytest.mark.parametrize("damage", ["half", "another", "no sum", "bytes in the sum"])
+def test_a_library_that_is_not_what_was_built_is_not_loaded(damage: str, tmp_path, monkeypatch):
+    """Loading half a library kills the process, so its sum is asked first."""
+    built: list[Path] = []
+
+    def build(_: str, path: Path) -> None:
+        built.append(path)
+        raise subprocess.SubprocessError("as far as this goes")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda _: "g++")
+    monkeypatch.setattr(fast, "_fingerprint", lambda _: "name")
+    monkeypatch.setattr(fast, "_build", build)
+    monkeypatch.setattr(fast.ctypes, "CDLL", lambda _: pytest.fail("it was loaded"))
+    folder = tmp_path / "conceptvec"
+    folder.mkdir()
+    library = folder / "kernels-name.so"
+    library.write_bytes(b"sound library")
+    if damage != "no sum":
+        sum_file = library.with_suffix(".sha256")
+        sum_file.write_bytes(digest(b"sound library").encode())
+    if damage == "bytes in the sum":
+        sum_file.write_bytes(b"\xff\xfe")
+    content = {"half": b"sound l", "another": b"xound library"}.get(damage)
+    if content:
+        library.write_bytes(content)
+    fast.library.cache_clear()
+    try:
+        assert fast.library() is None
+    finally:
+        fast.library.cache_clear()
+    assert built == [library]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernels are built on Linux alone")
+def test_a_library_without_its_functions_is_the_slower_way(tmp_path, monkeypatch, caplog) -> None:
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(fast, "_load", lambda: SimpleNamespace())
+    fast.library.cache_clear()
+    try:
+        with caplog.at_level("INFO"):
+            assert fast.library() is None
+    finally:
+        fast.library.cache_clear()
+    assert "can't be built" in caplog.text
+
+
 def broken_compiler(folder: Path, words: str) -> str:
     """A compiler that says its version and fails at everything else."""
     compiler = folder / "g++"
@@ -84,13 +134,21 @@ def broken_compiler(folder: Path, words: str) -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernels are built on Linux alone")
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("none", "no g++"), ("broken", "bad source"), ("silent", "g++"), ("locked", "file")],
+    [
+        ("none", "no g++"),
+        ("broken", "bad source"),
+        ("silent", "g++"),
+        ("locked", "file"),
+        ("latin", "bad caf"),
+    ],
 )
 def test_without_a_build_the_projection_is_pytorchs(
     kind, said, monkeypatch, tmp_path, caplog
 ) -> None:
     """No g++, one that fails, or a cache that can't be written: said once, nothing else changes."""
     words = "" if kind == "silent" else "echo bad source >&2; "
+    if kind == "latin":  # bytes that are no UTF-8
+        words = "printf 'bad caf\\351' >&2; "
     compiler = None if kind == "none" else broken_compiler(tmp_path, words)
     (tmp_path / "file").touch()
     cache = tmp_path / ("file" if kind == "locked" else "cache")
@@ -117,8 +175,9 @@ def test_processes_build_at_once(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     started = [subprocess.Popen([sys.executable, "-c", BUILD]) for _ in range(3)]
     assert [process.wait() for process in started] == [0, 0, 0]
-    (built,) = (tmp_path / "conceptvec").iterdir()
-    assert built.suffix == ".so"
-    built.write_bytes(b"no library")
-    assert subprocess.run([sys.executable, "-c", BUILD]).returncode == 0
-    assert built.stat().st_size > 10_000
+    (built,) = (tmp_path / "conceptvec").glob("*.so")
+    sound = built.read_bytes()
+    for damaged in (b"no library", sound[: len(sound) // 2], sound[:-1] + b"x"):
+        built.write_bytes(damaged)
+        assert subprocess.run([sys.executable, "-c", BUILD]).returncode == 0
+        assert built.read_bytes() == sound

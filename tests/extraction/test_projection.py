@@ -238,3 +238,34 @@ def test_any_two_precisions_give_the_same_poles() -> None:
     for one, other in itertools.pairwise(every):
         assert torch.equal(one.top_ids, other.top_ids)
         assert torch.equal(one.bottom_values, other.bottom_values)
+
+
+SCALES = [1e-36, 1e-30, 1e-15, 1e-12, 7e-11, 1e8, 5.7e10, 1e20, 1e36]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_length_of_a_direction_cannot_matter(scale: float, compiled: bool) -> None:
+    """Ids, skew and kurtosis are the direction's; values, mean and variance follow its length."""
+    stream = torch.Generator().manual_seed(0)
+    rows, directions = torch.randn(500, 16, generator=stream), torch.randn(5, 16, generator=stream)
+    masked = torch.zeros(500, dtype=torch.bool)
+    projector = Projector(rows, masked, 7, compiled=compiled)
+    scaled = directions * scale
+    plain, other = projector(directions), projector(scaled)
+    assert torch.equal(plain.top_ids, other.top_ids)
+    assert torch.equal(plain.bottom_ids, other.bottom_ids)
+    factor = torch.tensor(scale, dtype=torch.float64)
+    for name in ("skew", "kurtosis"):
+        torch.testing.assert_close(getattr(other, name), getattr(plain, name), atol=1e-4, rtol=1e-4)
+    for name, power in (("top_values", 1), ("bottom_values", 1), ("mean", 1), ("variance", 2)):
+        expected = getattr(plain, name).double() * factor**power
+        close = torch.isclose(getattr(other, name).double(), expected, rtol=1e-4, atol=0)
+        assert close.all(), name
+
+
+def test_a_direction_of_zeros_stays_one() -> None:
+    projector = Projector(torch.randn(50, 4), torch.zeros(50, dtype=torch.bool), 3)
+    out = projector(torch.zeros(2, 4))
+    assert not out.top_values.any() and not out.variance.any()
+    assert torch.isfinite(out.kurtosis).all() and torch.isfinite(out.skew).all()

@@ -11,6 +11,7 @@ import torch
 import conceptvec
 from conceptvec import RequestError
 from conceptvec.model.device import choose_device, choose_dtype, wide_products
+from tests.children import world
 
 CUDA, CPU, MPS = (torch.device(name) for name in ("cuda", "cpu", "mps"))
 ONLY_EMULATED = "asked for, though this GPU only emulates bfloat16"
@@ -81,7 +82,8 @@ def test_several_processes_take_a_gpu_each(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setenv("LOCAL_RANK", "3")
+    for name, value in (world(4)[3] | {"LOCAL_RANK": "3"}).items():
+        monkeypatch.setenv(name, value)
     assert str(choose_device("auto")) == "cuda"
     assert chosen == [1]
 

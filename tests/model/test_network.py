@@ -129,17 +129,65 @@ def test_logits_of_a_bfloat16_model_are_not_rounded(tiny) -> None:
     assert ((normed @ model.unembedding.T).double() - exact).abs().max() > 1e-2
 
 
-def test_texts_begin_with_one_bos(tiny) -> None:
-    ids = tiny.encode("w1 dog")
-    assert ids[0] == tiny.bos_id
-    assert tiny.bos_id not in ids[1:]
-    assert tiny.encode("<bos>w1 dog").count(tiny.bos_id) == 1
+def with_bos_in_front(model: Model) -> Model:
+    """The same, with a tokenizer that puts BOS in front of every text, as Gemma's does."""
+    from tokenizers.processors import TemplateProcessing
+
+    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", model.bos_id)]
+    )
+    return model
 
 
-def test_texts_of_a_model_without_bos_begin_with_their_first_token(tiny) -> None:
-    with_bos = tiny.encode("w1 dog")
-    tiny.bos_id = None
-    assert tiny.encode("w1 dog") == with_bos[1:]
+def test_texts_begin_with_one_bos_where_the_tokenizer_puts_it(tiny) -> None:
+    bare = tiny.tokenizer("w1 dog", add_special_tokens=False)["input_ids"]
+    assert with_bos_in_front(tiny).encode("w1 dog") == [tiny.bos_id, *bare]
+    assert tiny.encode("<bos>w1 dog") == [tiny.bos_id, *bare]
+
+
+def test_a_bos_that_is_only_named_is_not_put_in_front(tiny) -> None:
+    assert tiny.bos_id is not None
+    assert tiny.bos_id not in tiny.encode("w1 dog")
+    assert tiny.encode("") == []
+
+
+@pytest.mark.parametrize("in_front", [True, False])
+def test_a_bos_beyond_the_matrix_is_refused_at_once(in_front: bool, tmp_path: Path) -> None:
+    """Added to the tokenizer, and the matrix not made larger."""
+    model = wrap(make_hf())
+    model.tokenizer.add_special_tokens({"bos_token": "<start>"})
+    assert model.tokenizer.bos_token_id == model.vocab_size
+    model.bos_id = model.tokenizer.bos_token_id
+    if in_front:
+        with_bos_in_front_named(model, "<start>")
+    model.hf.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(RequestError, match="resize_token_embeddings"):
+        load_model(Config(model=str(tmp_path), device="cpu"))
+
+
+def with_bos_in_front_named(model: Model, name: str) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{name} $A", special_tokens=[(name, model.tokenizer.bos_token_id)]
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('only user turns') }}",
+        "{% for turn in messages %}",
+        "{{ messages.nothing.there }}",
+        "{% include 'other' %}",
+        {"tool_use": "{{ bos_token }}"},
+    ],
+)
+def test_a_chat_template_that_cannot_be_used_is_one_line(template, tiny) -> None:
+    tiny.tokenizer.chat_template = template
+    with pytest.raises(RequestError, match="the chat template of tiny cannot be used"):
+        tiny.encode("w1", chat=True)
 
 
 def test_another_models_tokenizer_is_refused(tiny) -> None:
@@ -153,7 +201,7 @@ def test_a_chat_template_opens_the_models_turn(tiny) -> None:
         "{{ bos_token }}{% for turn in messages %}w7 {% endfor %}"
         "{% if add_generation_prompt %}w8 {% endif %}"
     )
-    expected = tiny.encode("w7 w8 w1")
+    expected = [tiny.bos_id, *tiny.encode("w7 w8 w1")]
     assert tiny.encode("w1", chat=True) == expected
 
 

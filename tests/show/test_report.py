@@ -265,3 +265,48 @@ def test_report_in_a_browser(text: str, tmp_path: Path, chromium: str) -> None:
         0,
         "Concept vectors in <i>model</i>",
     ]
+
+
+@pytest.mark.parametrize("place", [".", "/", "results.json", "notes.txt", "picture.png"])
+def test_a_report_replaces_nothing_that_is_no_page(
+    place: str, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Results(document()).save("results.json")
+    Path("notes.txt").write_text("mine")
+    Path("picture.png").write_bytes(b"\x89PNG")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert cli.main(["report", "results.json", "--out", place]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("conceptvec: --out: ")
+    assert error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_report_replaces_a_page(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Results(document()).save("results.json")
+    Path("empty.html").touch()
+    for place in ("report.html", "report.html", "empty.html"):
+        assert cli.main(["report", "results.json", "--out", place]) == 0
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"null_calibration": {}},
+        {"null_calibration": {"n": 5}},
+        {"null_calibration": {"moved": {"n": 3}}},
+        {"damage": []},
+    ],
+)
+def test_results_edited_by_hand_are_shown_or_refused(edit, tmp_path, capsys) -> None:
+    results = Results(document())
+    if "damage" in edit:
+        results["configuration"] |= edit
+    else:
+        results |= edit
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    for argv in (["show"], ["show", "--all"], ["report"]):
+        assert cli.main([argv[0], str(tmp_path / "r.json"), *argv[1:]]) in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err

@@ -97,3 +97,14 @@ def test_stage_1_shows_itself(candidates: Any) -> None:
 
 def test_stage_2_shows_itself(candidates: Any, tiny: Model, config: Config) -> None:
     assert "concept candidates" in cv.score(candidates, tiny, config)._repr_html_()
+
+
+def test_a_dollar_in_a_cell_begins_no_formula() -> None:
+    """MathJax and KaTeX leave out what stands in an element of these classes."""
+    from conceptvec.show.explorer import card
+    from conceptvec.show.tables import results_html
+
+    for markup in (results_html(document()), card(document()["validation_results"][0])):
+        assert markup.startswith('<div class="tex2jax_ignore mathjax_ignore">')
+        assert markup.endswith("</div>")
+    assert "$x_1$" in card(document()["validation_results"][0])

@@ -242,6 +242,18 @@ def test_the_command_writes_its_answer_and_keeps_it(
     assert "holds another calibration (vectors was 8, is 9)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["calibrate", "scan"])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(
+    command: str, tmp_path: Path, capsys: Any, monkeypatch
+) -> None:
+    (tmp_path / "file").touch()
+    loads: list[Any] = []
+    monkeypatch.setattr("conceptvec.model.network.load_model", loads.append)
+    assert main([command, "--device", "cpu", "--out", str(tmp_path / "file" / "below")]) == 2
+    assert "cannot be written; give another folder" in capsys.readouterr().err
+    assert not loads
+
+
 def test_bad_numbers_are_refused_before_anything_is_loaded(capsys: Any) -> None:
     assert main(["calibrate", "--model", "nowhere/at-all", "--planted", "0"]) == 2
     assert "--planted: got 0, expected a whole number of at least 1" in capsys.readouterr().err

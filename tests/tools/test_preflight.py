@@ -104,6 +104,22 @@ def finished(out: Path) -> Path:
     return out
 
 
+def test_what_is_there_already_needs_no_room(finished: Path, monkeypatch) -> None:
+    asked = {"layers": "0", "max_vectors": 5}
+    needed = plan_of(finished, **asked, stages=(1, 2)).needs.disk_bytes
+    there = sum(file.stat().st_size for file in finished.rglob("*.safetensors"))
+    assert there > needed
+    monkeypatch.setattr("conceptvec.tools.preflight.free_disk", lambda _: 10)
+    assert plan_of(finished, **asked, stages=(1, 2)).ok
+    assert plan_of(finished, **asked, stages=(1, 2), overwrite=True).ok
+
+
+def test_more_tokens_than_the_vocabulary_holds_need_no_more_room(out: Path) -> None:
+    plans = [plan_of(out, top_k=top_k, stages=(1,)) for top_k in (4096, 10**9)]
+    assert plans[0].needs.disk_bytes == plans[1].needs.disk_bytes
+    assert plans[0].needs.memory_bytes == plans[1].needs.memory_bytes
+
+
 @pytest.mark.parametrize(
     ("changes", "state"),
     [

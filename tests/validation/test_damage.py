@@ -190,5 +190,5 @@ def test_answer_without_a_token_is_refused(tiny) -> None:
 
 def test_a_prompt_and_its_answer_as_tokens(tiny) -> None:
     text = split_answer(tiny, Prompt("w1 w2", " dog"))
-    assert text.start == 3
+    assert text.start == 2
     assert tiny.tokenizer.convert_ids_to_tokens(list(text.ids[text.start :])) == ["▁dog"]

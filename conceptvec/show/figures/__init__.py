@@ -6,12 +6,14 @@ What was not measured is not drawn: the figure then says so, and `measured` leav
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
+from conceptvec.runfolder import write_atomic
+from conceptvec.show.backend import matplotlib as matplotlib
 from conceptvec.show.figures.card import vector_card
 from conceptvec.show.figures.comparison import comparison as comparison
 from conceptvec.show.figures.counts import concept_distribution, funnel, layer_by_concept
@@ -20,6 +22,10 @@ from conceptvec.show.figures.drawing import Drawing
 from conceptvec.show.figures.effects import effect_by_layer, effect_by_score
 from conceptvec.show.figures.power import calibration as calibration
 from conceptvec.show.figures.scores import score_distribution
+from conceptvec.show.pictures import attempted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ALL = (
     funnel,
@@ -40,16 +46,23 @@ def measured(results: Mapping[str, Any]) -> list[str]:
 
 
 def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write every measured figure as PNG, and remove what an earlier run measured besides."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write every measured figure as PNG, and remove what an earlier run measured besides.
+
+    A figure that cannot be drawn is left out, and a line says so.
+    """
     for name in FIGURES:
         (folder / f"{name}.png").unlink(missing_ok=True)
-    return [
-        save_figure(FIGURES[name](results), folder / f"{name}.png") for name in measured(results)
-    ]
+    paths = [attempted(partial(_save, results, folder, name), name) for name in measured(results)]
+    return [path for path in paths if path is not None]
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
+def _save(results: Mapping[str, Any], folder: Path, name: str) -> Path:
+    return save_figure(FIGURES[name](results), folder / f"{name}.png")
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write one figure as PNG."""
-    figure.savefig(path, dpi=150)
+    path, out = Path(path).expanduser(), io.BytesIO()
+    figure.savefig(out, format="png", dpi=150)
+    write_atomic(path, out.getvalue())
     return path
