@@ -321,7 +321,7 @@ class TestAnotherSpelling:
         assert main(command(corpus="c.jsonl:a", out="new")) == 0
         assert main(command(corpus="./c.jsonl:a", out="new")) == 0
         assert main(command(corpus="c.jsonl:b", out="new")) == 2
-        assert "corpus was 'c.jsonl:a', is 'c.jsonl:b'" in capsys.readouterr().err
+        assert "corpus was './c.jsonl:a', is 'c.jsonl:b'" in capsys.readouterr().err
 
 
 def measured(folder: Path) -> Any:
