@@ -7,11 +7,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from conceptvec.errors import RunError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Arrays = dict[str, Any]  # numpy arrays, and plain values under names that end in `JSON`
 JSON = "_json"
@@ -27,6 +28,8 @@ def pack(arrays: Arrays) -> bytes:
 
 
 def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
+    import numpy as np  # the command line reads digests alone
+
     if name.endswith(JSON):
         return np.frombuffer(json.dumps(value).encode(), np.uint8)
     return np.ascontiguousarray(value)

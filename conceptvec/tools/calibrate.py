@@ -39,6 +39,7 @@ from conceptvec.tools.disk import check_writable
 from conceptvec.tools.ground import Ground, planting_layers, survey
 from conceptvec.tools.rounds import Options, play
 from conceptvec.validation.statistics import wilson
+from conceptvec.version import __version__
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
@@ -79,6 +80,7 @@ def calibrate(
     done = parts.map(tasks, "Calibration: planted rounds", "round")
     rounds = [arrays["round_json"] for arrays in done]
     return {
+        "conceptvec_version": __version__,
         "model": model.facts(),
         "configuration": config.resolved(),
         "options": options.document(),

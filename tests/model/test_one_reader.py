@@ -151,7 +151,6 @@ REFUSED = [
     scaled,
     scale_alone,
     integers,
-    adapter,
     unknown_bias,
     without(f"{Q_PROJ}.weight"),
     without("model.layers.2.input_layernorm.weight"),
@@ -165,6 +164,11 @@ REFUSED = [
 def test_what_the_network_does_not_know_or_lacks_is_refused_by_both(change, folder):
     rewritten(folder, change)
     assert "does not hold the model that its config.json describes" in refused_by_both(folder)
+
+
+def test_an_adapter_that_was_not_merged_is_refused_by_both(folder):
+    rewritten(folder, adapter)
+    assert "merge_and_unload" in refused_by_both(folder)
 
 
 def further_layer(tensors: Tensors) -> None:

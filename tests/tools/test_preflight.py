@@ -270,8 +270,8 @@ def test_what_the_hub_refuses(hub: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("conceptvec: ")]
     gated, pickle, nothing = lines
-    licence = "Accept the licence at https://huggingface.co/org/gated"
-    assert f"org/gated is gated and no token is set here. {licence}" in gated
+    assert "org/gated is gated and no token is set here (the Hub says: restricted)" in gated
+    assert "Accept the licence at https://huggingface.co/org/gated" in gated
     assert "HF_TOKEN" in gated
     assert "pickle files" in pickle
     assert "the Hub has no model org/none" in nothing
