@@ -51,7 +51,10 @@ def test_every_concepts_planted_vector_is_validated(found: dict[str, Any]) -> No
     strong = found["planted"][1]
     assert strong["effect"] == WORTH
     assert {point["concept"] for point in strong["points"]} == set(BUILT_IN)
-    assert strong["planted"] == strong["used"] == strong["validated"] == 12
+    # A vector can be out of reach: where the model is sure already, no norm is worth that much.
+    assert strong["planted"] + strong["out_of_reach"] == 12
+    assert strong["out_of_reach"] <= 1
+    assert strong["planted"] == strong["used"] == strong["validated"]
     assert strong["rate"] == 1.0
     assert strong["concept_drop"] == pytest.approx(WORTH, rel=0.1)
 
