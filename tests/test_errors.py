@@ -598,3 +598,20 @@ def test_too_little_text_is_no_error(tokens: str, tmp_path, capsys) -> None:
     results = json.loads(capsys.readouterr().out)
     assert results["validation_results"]
     assert set(results["verdicts"]) <= {"inconclusive", "inactive"}
+
+
+@pytest.mark.whole
+def test_a_bar_that_is_found_half_made_says_nothing() -> None:
+    """Tqdm before 4.67 fails in its own `__del__` where an interruption comes while it is made."""
+    half_made = (
+        "import conceptvec.cli as cli; cli.main(['score-tokens', 'dog', 'cat', 'owl'])\n"
+        "class tqdm:\n"
+        "    def __del__(self): raise AttributeError('disable')\n"
+        "class other:\n"
+        "    def __del__(self): raise ValueError('heard')\n"
+        "tqdm(); other()\n"
+    )
+    done = run_python("-c", half_made)
+    said = done.stderr.decode()
+    assert "disable" not in said
+    assert "heard" in said

@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, one of those above."""
     argv = list(sys.argv[1:] if argv is None else argv)
     _make_streams_safe()
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _leave_out_bars
     if (pipeline := sys.modules.get("conceptvec.pipeline")) is not None:
         pipeline.opened.clear()
     try:
@@ -45,6 +47,12 @@ def _make_streams_safe() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _leave_out_bars(about: Any) -> None:
+    """A progress bar that an interruption finds half made says so in a traceback of its own."""
+    if not getattr(about.object, "__qualname__", "").startswith("tqdm."):
+        sys.__unraisablehook__(about)
 
 
 def _run(argv: list[str]) -> int:
