@@ -270,9 +270,22 @@ def tiny_run(tmp_path_factory: Any) -> list[str]:
 WHOLE_FIXTURES = {"tiny_run", "finished", "hub"}
 WHOLE_FILES = {
     "test_calibrate.py",
+    "test_damage.py",
+    "test_errors.py",
+    "test_export.py",
+    "test_figures.py",
+    "test_foreign_files.py",
+    "test_gradients.py",
     "test_notebooks.py",
+    "test_one_reader.py",
+    "test_one_truth.py",
+    "test_pictures.py",
     "test_pipeline.py",
     "test_planted.py",
+    "test_projection.py",
+    "test_report.py",
+    "test_stage_fuzz.py",
+    "test_weights.py",
 }
 
 
