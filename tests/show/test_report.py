@@ -122,6 +122,12 @@ def test_cards_hold_the_documents_numbers(page: Page) -> None:
     assert page.data[1]["opposite_tokens"][1] == [" only1", -0.5]
 
 
+def test_cards_ask_for_fields_that_entries_have(text: str) -> None:
+    asked = set(re.findall(r"\be\.([a-z]\w*)", text[text.rindex("<script>") :]))
+    assert asked - set(entry(0)) - {"target", "key", "preventDefault", "altKey"} == set()
+    assert "n_concept_positions" in asked
+
+
 def test_vocabulary_text_becomes_no_markup(page: Page, text: str) -> None:
     assert {tag for tag, _ in page.tags} <= TAGS
     assert text.count("</script>") == 2
