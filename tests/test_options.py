@@ -10,6 +10,8 @@ import pytest
 
 from conceptvec import Config, RequestError
 from conceptvec.cli import main
+from conceptvec.cli.commands import COMMANDS
+from conceptvec.cli.options import parser
 from conceptvec.results import Results, load_results
 from tests.documents import document
 
@@ -102,3 +104,24 @@ def test_half_a_character_in_results_is_written_as_json_can(tmp_path: Path) -> N
     results["model"]["id"] = "caf\udce9"
     results.save(tmp_path / "r.json")
     assert load_results(tmp_path / "r.json")["model"]["id"] == "caf\udce9"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["show", "~/run"],
+        ["report", "~/run", "--out", "~/page.html"],
+        ["poles", "~/run"],
+        ["export", "~/run", "--to", "csv", "--out", "~/t.csv", "--model", "~/model"],
+        ["compare", "~/run", "~/other", "--out", "~/figure.png"],
+        ["find", "dog", "--run", "~/run"],
+    ],
+    ids=lambda line: line[0],
+)
+def test_the_home_folder_is_expanded_in_every_path(line: list[str]) -> None:
+    arguments = vars(parser(COMMANDS).parse_args(line))
+    given = [
+        x for value in arguments.values() for x in (value if isinstance(value, list) else [value])
+    ]
+    assert not [value for value in given if isinstance(value, str) and value.startswith("~")]
+    assert str(Path.home() / "run") in given

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields, replace
-from os.path import expanduser
 from pathlib import Path
 
 from conceptvec.cli.finished import FINISHED
-from conceptvec.cli.options import MODEL, Answer, Command, argument, config_of, count, given
+from conceptvec.cli.options import (
+    MODEL,
+    RESULTS_HELP,
+    Answer,
+    Command,
+    argument,
+    config_of,
+    count,
+    given,
+    path_argument,
+)
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
 from conceptvec.text import printable
 
-RESULTS_HELP = "results file or run folder"
 BAD_PLAN = 2  # a dry run that finds a problem is a bad request
 
 
@@ -53,22 +61,6 @@ def report(arguments: argparse.Namespace) -> Answer:
     folder = source if source.is_dir() else source.parent
     path = results.to_html(arguments.out or folder / "report.html")
     return Answer(results, lambda: str(path))
-
-
-def poles(arguments: argparse.Namespace) -> Answer:
-    """``conceptvec poles``."""
-    from conceptvec.config import parse_layers
-    from conceptvec.tools.scored_poles import poles_csv, poles_table, read_poles
-
-    # The number of layers is the table's business: "all" chooses none, and that means all of them.
-    layers = parse_layers(arguments.layers, None) or None
-    selected = read_poles(arguments.run).select(arguments.concept, arguments.label, layers)
-    kept = selected[: arguments.limit]
-
-    def text() -> str:
-        return poles_csv(kept) if arguments.csv else poles_table(selected, arguments.limit)
-
-    return Answer({"poles": [pole.entry() for pole in kept]}, text)
 
 
 def find(arguments: argparse.Namespace) -> Answer:
@@ -193,9 +185,7 @@ COMMANDS = (
         "a results file (or run folder) as a table",
         show,
         arguments=(
-            argument(
-                "results", type=expanduser, metavar="RESULTS", help="results file or run folder"
-            ),
+            path_argument("results", metavar="RESULTS", help=RESULTS_HELP),
             argument("--all", action="store_true", help="every tested candidate"),
         ),
     ),
@@ -204,36 +194,14 @@ COMMANDS = (
         "one self-contained HTML file of a run",
         report,
         arguments=(
-            argument("run", type=expanduser, metavar="RUN", help=RESULTS_HELP),
-            argument(
+            path_argument("run", metavar="RUN", help=RESULTS_HELP),
+            path_argument(
                 "--out",
-                type=expanduser,
                 metavar="FILE",
                 help="the HTML file (default: report.html beside the results)",
             ),
         ),
         writes_json=False,
-    ),
-    Command(
-        "poles",
-        "every scored pole of a run: its label, concept, score and words",
-        poles,
-        arguments=(
-            argument("run", type=expanduser, metavar="RUN", help="run folder"),
-            argument("--concept", metavar="NAME", help="only poles that stand for this concept"),
-            argument(
-                "--label", metavar="LABEL", help="only concept, lexical, other, mixed or none"
-            ),
-            argument(
-                "--layers", metavar="…", default="all", help="only these, such as 8-20 or 3,5"
-            ),
-            argument(
-                "--limit",
-                type=count,
-                help="poles shown, best score first (default 20, and all as --json or --csv)",
-            ),
-            argument("--csv", action="store_true", help="comma-separated values, one line a pole"),
-        ),
     ),
     *FINISHED,
     Command(
@@ -244,9 +212,8 @@ COMMANDS = (
         arguments=(
             argument("words", nargs="+", metavar="WORD", help="any case, any inflection"),
             argument("--limit", type=count, default=20, help="poles shown (default 20)"),
-            argument(
+            path_argument(
                 "--run",
-                type=expanduser,
                 metavar="RUN",
                 help="search the kept lists of this finished run instead of the weights",
             ),

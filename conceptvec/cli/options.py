@@ -7,6 +7,7 @@ nothing is checked here.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
@@ -32,6 +33,7 @@ GROUPS = {
     "the run itself": ("seed", "out", "overwrite"),
 }
 NOTHING = ("all", "none")  # how a number that may be left out is left out
+RESULTS_HELP = "results file or run folder"
 EXAMPLES = """
 start here:
   conceptvec run                     the whole job on the built-in demo model
@@ -91,6 +93,11 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text}, expected a whole number of at least 1")
     return int(text)
+
+
+def path_argument(flag: str, **settings: Any) -> Argument:
+    """The same for a path, in which ``~`` is the home folder."""
+    return argument(flag, type=os.path.expanduser, **settings)
 
 
 def parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
