@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from conceptvec.errors import RequestError
-from conceptvec.files import HALF_WRITTEN, cannot_write
+from conceptvec.files import HALF_WRITTEN, Arrays, cannot_write, read_part
 from conceptvec.identity import Record, differences
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,14 @@ def manifests(path: Path) -> list[dict[str, Any]]:
             raise RequestError(f"--out: {file} was not written by conceptvec; give another --out")
         sound.append(manifest)
     return sound
+
+
+def listed_part(path: Path, name: str) -> tuple[bool, Arrays | None]:
+    """Whether any manifest of a folder lists a part, and its arrays if one does and it is sound."""
+    parts = [manifest["parts"] for manifest in manifests(path)]
+    digests = [listed[name] for listed in parts if listed.get(name)]
+    read = (read_part(path / name, digest) for digest in digests)
+    return bool(digests), next(filter(None, read), None)
 
 
 def _is_manifest(document: Any) -> bool:
@@ -92,10 +100,10 @@ def _is_record(document: Mapping[str, Any]) -> bool:
     return all(isinstance(document.get(key), dict) for key in ("configuration", "model"))
 
 
-def holds_another_run(path: Path, changes: Iterable[str]) -> str:
-    """What to say of a folder with `conflicts`."""
+def holds_another(path: Path, changes: Iterable[str], what: str = "another run") -> str:
+    """What to say of a folder with `conflicts`, or with something else that stays as it is."""
     return (
-        f"--out: {path} holds another run ({'; '.join(changes)}). "
+        f"--out: {path} holds {what} ({'; '.join(changes)}). "
         "Give another --out, or --overwrite to start afresh."
     )
 

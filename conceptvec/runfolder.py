@@ -25,7 +25,7 @@ from conceptvec.errors import RequestError, RunError, first_line
 from conceptvec.files import Arrays, digest, pack
 from conceptvec.files import read_part as read_part
 from conceptvec.files import write_atomic as write_atomic
-from conceptvec.holdings import MANIFEST, clear, conflicts, holds_another_run, named
+from conceptvec.holdings import MANIFEST, clear, conflicts, holds_another, named
 from conceptvec.holdings import VECTORS as VECTORS
 from conceptvec.holdings import manifests as manifests
 from conceptvec.identity import Record, as_read, differences, narrowed, record
@@ -170,7 +170,7 @@ class RunFolder(Parts):
         self._refuse_other_requests(config)
         earlier = manifests(path)
         if not config.overwrite and (changes := conflicts(path, self.identity)):
-            raise RequestError(holds_another_run(path, changes))
+            raise RequestError(holds_another(path, changes))
         self.barrier()  # everyone has looked before anyone writes
         if self.rank == 0:
             clear(path, earlier if config.overwrite else [])

@@ -28,8 +28,9 @@ from conceptvec.effects.significance import Columns, statistic
 from conceptvec.effects.statistics import studentised
 from conceptvec.errors import RequestError
 from conceptvec.extraction.projection import Projector
+from conceptvec.holdings import listed_part
 from conceptvec.records import Pole
-from conceptvec.runfolder import Parts, manifests, read_part
+from conceptvec.runfolder import Parts
 from conceptvec.streams import rng
 from conceptvec.text import plain
 
@@ -171,12 +172,11 @@ def read_survey(run: str | Path, fingerprint: str | None = None) -> Everywhere:
         RequestError: the folder holds none, they are damaged, or belong to other weights.
     """
     folder = Path(run)
-    digests = [digest for manifest in manifests(folder) if (digest := manifest["parts"].get(FILE))]
-    if not digests:
+    is_listed, arrays = listed_part(folder, FILE)
+    if not is_listed:
         raise RequestError(
             f"{folder}: expected a run folder with {FILE}; `conceptvec scan` writes one"
         )
-    arrays = next(filter(None, (read_part(folder / FILE, digest) for digest in digests)), None)
     if arrays is None:
         raise RequestError(f"{folder / FILE} is damaged; the same run or scan makes it anew")
     everywhere = Everywhere.of_arrays(arrays)

@@ -28,7 +28,7 @@ import numpy as np
 
 from conceptvec.config import Config
 from conceptvec.errors import RequestError
-from conceptvec.holdings import conflicts, holds_another_run
+from conceptvec.holdings import conflicts, holds_another
 from conceptvec.identity import differences, record
 from conceptvec.model.ambient import set_aside
 from conceptvec.runfolder import Arrays, Parts, Task, part_name, write_atomic
@@ -126,13 +126,14 @@ def check_folder(folder: Path, config: Config, options: Options) -> None:
         return
     now = record(config, {})
     if changes := conflicts(folder, now):
-        raise RequestError(holds_another_run(folder, changes))
+        raise RequestError(holds_another(folder, changes))
     try:
         earlier = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        raise _other(folder, f"a {FILE} that cannot be read", [str(error)]) from None
+        what = f"a {FILE} that cannot be read"
+        raise RequestError(holds_another(folder, [str(error)], what)) from None
     was = earlier.get("options", {})
     changes = differences(earlier, now) + [
         f"{name} was {was.get(name)!r}, is {value!r}"
@@ -140,14 +141,7 @@ def check_folder(folder: Path, config: Config, options: Options) -> None:
         if was.get(name) != value
     ]
     if changes:
-        raise _other(folder, "another calibration", changes)
-
-
-def _other(folder: Path, what: str, changes: Sequence[str]) -> RequestError:
-    return RequestError(
-        f"--out: {folder} holds {what} ({'; '.join(changes)}). Give another --out, or --overwrite "
-        "to start afresh."
-    )
+        raise RequestError(holds_another(folder, changes, "another calibration"))
 
 
 def save_calibration(document: Mapping[str, Any], folder: Path) -> Path:

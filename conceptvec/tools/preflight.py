@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config
-from conceptvec.holdings import conflicts, holds_another_run, manifests
+from conceptvec.holdings import conflicts, holds_another, manifests
 from conceptvec.identity import Record, record
 from conceptvec.model.checkpoint import Checkpoint, find
 from conceptvec.text import notebook_html
@@ -260,7 +260,7 @@ def _folder_state(folder: Path, config: Config, asked: Record) -> tuple[str, lis
     if config.overwrite:
         return ("started afresh" if earlier else "new"), []
     if changes := conflicts(folder, asked):
-        return "of another run", [holds_another_run(folder, changes)]
+        return "of another run", [holds_another(folder, changes)]
     state = f"resumed, {len(earlier[-1]['parts'])} parts are done" if earlier else "new"
     return state, _longer_runs(folder, config)
 

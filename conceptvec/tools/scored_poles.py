@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conceptvec.errors import RequestError
-from conceptvec.runfolder import manifests, read_part
+from conceptvec.holdings import listed_part
 from conceptvec.scoring.poles import PART, PoleTable, ScoredPole
 from conceptvec.text import number, printable, table, words_of
 
@@ -23,15 +23,13 @@ def read_poles(path: str | Path) -> PoleTable:
         RequestError: the folder holds no scored poles, or they are damaged.
     """
     folder = Path(path)
-    for manifest in manifests(folder):
-        digest = manifest["parts"].get(PART)
-        arrays = read_part(folder / PART, digest) if digest else None
-        if arrays is not None:
-            return PoleTable.of_arrays(arrays)
-    raise RequestError(
-        f"poles: {folder} holds no sound table of scored poles; "
-        "run conceptvec with this folder as --out and --stages 1,2 or more"
-    )
+    _, arrays = listed_part(folder, PART)
+    if arrays is None:
+        raise RequestError(
+            f"poles: {folder} holds no sound table of scored poles; "
+            "run conceptvec with this folder as --out and --stages 1,2 or more"
+        )
+    return PoleTable.of_arrays(arrays)
 
 
 def poles_table(poles: Sequence[ScoredPole], limit: int | None = None) -> str:
