@@ -8,6 +8,7 @@ best of each concept first, then the next ones.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -169,8 +170,7 @@ def escaped(text: str) -> str:
 
 def probability(log_p: float) -> str:
     """A log-probability in nats as percent."""
-    percent = 100 * 2.718281828459045**log_p
-    return f"{percent:.2g} %"
+    return f"{100 * math.exp(log_p):.2g} %"
 
 
 def main() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from conceptvec.text import plain
-from conceptvec.validation.rule import RULE, Evidence, Judgement, Thresholds, judge
+from conceptvec.validation.rule import Evidence, Judgement, worth_damaging
 from conceptvec.validation.statistics import Sample, selectivity_interval
 
 if TYPE_CHECKING:
@@ -62,18 +62,14 @@ class Drops:
 
 
 @dataclass(frozen=True)
-class Tested:
-    """A subject with all that was found out about it.
+class Placed:
+    """A subject with what the scan says of it and the positions at which it can be damaged.
 
     Attributes:
-        subject: what was tested.
+        subject: what may be damaged.
         use: what the scan says.
         used: whether its p is at most the run's cut-off.
-        positions: where it was, or could be, damaged.
-        drops: by kind of damage; empty where no damage was needed for the verdict.
-        interval: 95 % interval of the selectivity.
-        judgement: the verdict.
-        measured: log-probabilities at all its positions, or at the examples' alone.
+        positions: none for a control that is not used.
         example_activations: of its neuron at the example positions, float32.
         gates: whether its neuron's gate is positive at the own positions, bool.
     """
@@ -82,12 +78,30 @@ class Tested:
     use: Use
     used: bool
     positions: Positions
+    example_activations: np.ndarray
+    gates: np.ndarray
+
+    @property
+    def worth_damaging(self) -> bool:
+        """Whether damage can still lead to `validated`."""
+        return worth_damaging(evidence_of(self.use, self.used, self.positions, {}, None))
+
+
+@dataclass(frozen=True)
+class Tested(Placed):
+    """A subject with all that was found out about it.
+
+    Attributes:
+        judgement: the verdict.
+        drops: by kind of damage; empty where no damage was needed for the verdict.
+        interval: 95 % interval of the selectivity.
+        measured: log-probabilities at all its positions, or at the examples' alone.
+    """
+
     judgement: Judgement
-    drops: dict[str, Drops] = field(default_factory=dict)
-    interval: tuple[float, float] | None = None
-    measured: Measured | None = None
-    example_activations: np.ndarray | None = None
-    gates: np.ndarray | None = None
+    drops: dict[str, Drops]
+    interval: tuple[float, float] | None
+    measured: Measured | None
 
 
 def drops_of(measured: Measured, positions: Positions, kind: str) -> Drops:
@@ -146,12 +160,6 @@ def evidence_of(
     )
 
 
-def rejudged(tested: Tested, rule: Thresholds = RULE) -> Judgement:
-    """The verdict that other thresholds would give on the same evidence."""
-    evidence = evidence_of(tested.use, tested.used, tested.positions, tested.drops, tested.interval)
-    return judge(evidence, rule)
-
-
 def words_lost(
     measured: Measured, positions: Positions, text: Field
 ) -> list[tuple[int, float, int]]:
@@ -183,7 +191,7 @@ def examples(
         decode: token ids → text.
     """
     measured, activations = tested.measured, tested.example_activations
-    if measured is None or activations is None:
+    if measured is None:
         return []
     at = example_positions(tested.positions)
     clean = measured.at(measured.clean, at)

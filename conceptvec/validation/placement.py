@@ -7,17 +7,16 @@ as memory allows; `positions` chooses by them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from conceptvec.streams import rng
 from conceptvec.validation.clean import CleanPass
-from conceptvec.validation.evidence import evidence_of, example_positions
+from conceptvec.validation.evidence import Placed, example_positions
 from conceptvec.validation.measure import Subject
 from conceptvec.validation.positions import Field, Positions, choose_positions
-from conceptvec.validation.rule import worth_damaging
 
 if TYPE_CHECKING:
     from conceptvec.effects.scan_record import Scan
@@ -25,32 +24,6 @@ if TYPE_CHECKING:
 
 GIGABYTE = 2**30
 ACTIVATION_BYTES = 1 * GIGABYTE  # of activations that are held at a time
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A subject with what the scan says of it and the positions at which it can be damaged.
-
-    Attributes:
-        subject: what may be damaged.
-        use: what the scan says.
-        used: whether its p is at most the run's cut-off.
-        positions: none for a control that is not used.
-        example_activations: of its neuron at the example positions, float32.
-        gates: whether its neuron's gate is positive at the own positions, bool.
-    """
-
-    subject: Subject
-    use: Use
-    used: bool
-    positions: Positions
-    example_activations: np.ndarray
-    gates: np.ndarray
-
-    @property
-    def worth_damaging(self) -> bool:
-        """Whether damage can still lead to `validated`."""
-        return worth_damaging(evidence_of(self.use, self.used, self.positions, {}, None))
 
 
 def field_of(scan: Scan) -> Field:

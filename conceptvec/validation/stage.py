@@ -25,6 +25,7 @@ from conceptvec.validation.engine import Text
 from conceptvec.validation.entries import entry_of, sort_key
 from conceptvec.validation.evidence import (
     Drops,
+    Placed,
     Tested,
     drops_of,
     evidence_of,
@@ -41,7 +42,7 @@ from conceptvec.validation.measure import (
     measure_unit,
     split_unit,
 )
-from conceptvec.validation.placement import Placed, field_of, place
+from conceptvec.validation.placement import field_of, place
 from conceptvec.validation.replay import Replay
 from conceptvec.validation.rule import RULE, Judgement, judge
 
@@ -272,14 +273,5 @@ def _judged(run: Run, placed: Placed, measured: Measured | None) -> Tested:
         evidence = evidence_of(placed.use, placed.used, placed.positions, drops, interval)
         judgement = judge(evidence)
     return Tested(
-        placed.subject,
-        placed.use,
-        placed.used,
-        placed.positions,
-        judgement,
-        drops,
-        interval,
-        measured,
-        placed.example_activations,
-        placed.gates,
+        **vars(placed), judgement=judgement, drops=drops, interval=interval, measured=measured
     )
