@@ -44,7 +44,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_demo_validates_single_vectors_in_ten_concepts(demo_run: Path) -> None:
+def test_demo_validates_single_vectors_in_eight_concepts(demo_run: Path) -> None:
     results = cv.load_results(demo_run)
     assert sum(n > 0 for n in results["concept_distribution"].values()) >= 8
     assert results["null_calibration"]["false_validation_rate"] <= 0.05
