@@ -30,6 +30,7 @@ from conceptvec.tools.bench_model import (
 )
 from conceptvec.validation.damage import Damage, Damager
 from conceptvec.validation.measure import (
+    CLEAN,
     SUBJECTS_PER_UNIT,
     Request,
     Setting,
@@ -160,7 +161,7 @@ def _request(layer: int, neuron: int, passages: Passages, stream: np.random.Gene
     """One position in every passage, not in its first quarter."""
     at = stream.integers(passages.lengths // 4, passages.lengths - 1)
     subject = Subject("candidate", f"{layer}/{neuron}", layer, neuron, 1, 0, neuron)
-    return Request(subject, passages.starts + at, KINDS)
+    return Request(subject, passages.starts + at, (CLEAN, *KINDS))
 
 
 def _ours(case: Case) -> dict[int, Arrays]:
@@ -182,10 +183,10 @@ def _largest_difference(case: Case) -> float:
         measured = split_unit(requests, ours[layer])[0]
         rows = {whole: naive(case.setting, requests[0], whole=whole) for whole in (True, False)}
         for log_p in rows.values():
-            expected = {"clean": log_p[0], "zero": log_p[1], "mean": log_p[-1]}
+            expected = {CLEAN: log_p[0], "zero": log_p[1], "mean": log_p[-1]}
             expected["rotate"] = log_p[2:-1].mean(0)
             for kind, values in expected.items():
-                by_engine = measured.clean if kind == "clean" else measured.damaged[kind]
+                by_engine = measured.log_p[kind].values
                 differences.append(float(np.abs(by_engine - values).max()))
     largest = max(differences)
     if not largest <= TOLERANCE[case.setting.model.dtype]:

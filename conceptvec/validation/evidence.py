@@ -23,7 +23,7 @@ OWN_EXAMPLES, OTHER_EXAMPLES = 5, 3
 
 @dataclass(frozen=True)
 class Drops:
-    """Mean drops of one kind of damage, in nats; None where there are no such positions.
+    """Mean drops of one kind of damage, in nats; None where it was not measured at such positions.
 
     Attributes:
         of_concept: at the concept's own positions.
@@ -108,7 +108,9 @@ def drops_of(measured: Measured, positions: Positions, kind: str) -> Drops:
     """The mean drops of one kind of damage."""
 
     def mean(at: np.ndarray) -> float | None:
-        return float(measured.drops(kind, at).mean()) if len(at) else None
+        if not len(at) or not measured.damaged[kind].covers(at):
+            return None
+        return float(measured.drops(kind, at).mean())
 
     of_concept = mean(positions.of_concept)
     assert of_concept is not None
@@ -194,8 +196,8 @@ def examples(
     if measured is None:
         return []
     at = example_positions(tested.positions)
-    clean = measured.at(measured.clean, at)
-    damaged = measured.at(measured.damaged[measured.primary], at)
+    clean = measured.clean.at(at)
+    damaged = measured.damaged[measured.primary].at(at)
     rows = []
     for index, position in enumerate(at.tolist()):
         start = int(passages.starts[passage_of[position]])

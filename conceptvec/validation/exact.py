@@ -13,11 +13,12 @@ import numpy as np
 from conceptvec.effects.significance import judged_words
 from conceptvec.runfolder import Arrays
 from conceptvec.text import plain
-from conceptvec.validation.measure import Request, Setting, Subject, measure_unit, split_unit
+from conceptvec.validation.measure import CLEAN, Request, Setting, Subject, measure_unit, split_unit
 
 if TYPE_CHECKING:
     from conceptvec.effects.scan_record import Scan
 
+KINDS = (CLEAN, "zero", "mean")
 ROWS_A_WORD = 1  # occurrences of a word that are damaged, at most
 
 
@@ -41,14 +42,14 @@ def word_positions(scan: Scan, concept: int) -> np.ndarray:
 
 def measure_exact(subject: Subject, scan: Scan, setting: Setting) -> Arrays:
     """Zero and mean ablation of one neuron on the words of its concept."""
-    request = Request(subject, word_positions(scan, subject.concept), ("zero", "mean"))
+    request = Request(subject, word_positions(scan, subject.concept), KINDS)
     return measure_unit(subject.layer, [request], setting)
 
 
 def exact_entry(subject: Subject, arrays: Arrays, scan: Scan) -> dict[str, float | None]:
     """Mean effects over distinct words, as the scan takes them."""
     positions = word_positions(scan, subject.concept)
-    request = Request(subject, positions, ("zero", "mean"))
+    request = Request(subject, positions, KINDS)
     (measured,) = split_unit([request], arrays)
     words = scan.text.words.token_word[scan.passages.ids[positions + 1]]
     numbers, which = np.unique(words, return_inverse=True)

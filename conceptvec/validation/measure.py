@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
 SUBJECTS_PER_UNIT = 8
+CLEAN = "clean"  # beside the kinds of damage: with the subject's vector
 Role = Literal["candidate", "null", "wrong_concept", "moved", "planted"]
 
 
@@ -72,7 +73,7 @@ class Request:
     Attributes:
         subject: what is tested.
         positions: int64 (n,), in the text.
-        kinds: of `damage.KINDS`.
+        kinds: `CLEAN` and of `damage.KINDS`.
     """
 
     subject: Subject
@@ -81,36 +82,62 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Log-probabilities of the tokens after some positions, nats.
+class LogP:
+    """Log-probabilities of the tokens after some positions.
 
     Attributes:
-        positions: int64 (n,).
-        clean: with the vector, float64 (n,).
-        damaged: kind → without it, averaged over the draws, float64 (n,).
+        positions: int64 (n,), in the text.
+        values: nats, float64 (n,).
     """
 
     positions: np.ndarray
-    clean: np.ndarray
-    damaged: dict[str, np.ndarray]
+    values: np.ndarray
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """The values at some of the positions, all of which must be there: float64."""
+        order = np.argsort(self.positions, kind="stable")
+        found = order[np.searchsorted(self.positions, positions, sorter=order)]
+        assert (self.positions[found] == positions).all()
+        return self.values[found]
+
+    def covers(self, positions: np.ndarray) -> bool:
+        """Whether all of the positions are there."""
+        return bool(np.isin(positions, self.positions).all())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one subject.
+
+    Attributes:
+        log_p: kind → log-probabilities averaged over its draws. ``clean`` is with the vector; each
+            kind of damage, in the order in which they were measured, may cover fewer positions.
+    """
+
+    log_p: dict[str, LogP]
+
+    @property
+    def clean(self) -> LogP:
+        """With the vector."""
+        return self.log_p[CLEAN]
+
+    @property
+    def damaged(self) -> dict[str, LogP]:
+        """Without it, by kind."""
+        return {kind: log_p for kind, log_p in self.log_p.items() if kind != CLEAN}
 
     @property
     def primary(self) -> str:
         """The kind of damage that was measured first."""
         return next(iter(self.damaged))
 
-    def at(self, values: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Those of `values`, one for each of `self.positions`, that belong to some positions."""
-        order = np.argsort(self.positions, kind="stable")
-        return values[order[np.searchsorted(self.positions, positions, sorter=order)]]
-
     def drops(self, kind: str, positions: np.ndarray) -> np.ndarray:
-        """What a kind of damage costs at some of the positions: float64."""
-        return self.at(self.clean - self.damaged[kind], positions)
+        """What a kind of damage costs at some of its positions: float64."""
+        return self.clean.at(positions) - self.log_p[kind].at(positions)
 
     def with_kinds(self, other: Measured) -> Measured:
-        """The same with the kinds of a second measurement at the same positions."""
-        return Measured(self.positions, self.clean, self.damaged | other.damaged)
+        """The same with the kinds of a second measurement."""
+        return Measured(self.log_p | other.log_p)
 
 
 @dataclass(frozen=True)
@@ -179,8 +206,8 @@ def measure_unit(layer: int, requests: Sequence[Request], setting: Setting) -> A
     """Measure some subjects of a layer, all rows in shared batches.
 
     Returns:
-        ``clean`` and ``damaged.KIND``, the requests' positions one after the other (all kinds that
-        any request wants; NaN where a request does not), and ``cost``.
+        ``log_p.KIND``, the requests' positions one after the other (all kinds that any request
+        wants; NaN where a request does not), and ``cost``.
     """
     # Every text once, whoever asks for it.
     wanted = np.unique(np.concatenate([request.positions for request in requests]))
@@ -195,7 +222,7 @@ def measure_unit(layer: int, requests: Sequence[Request], setting: Setting) -> A
     damage_of: list[tuple[int, str]] = []
     for index, request in enumerate(requests):
         texts_of = np.searchsorted(wanted, request.positions)
-        for kind in ("clean", *request.kinds):
+        for kind in request.kinds:
             of_kind = _of_kind(request.subject, kind, setting)
             for damage in of_kind:
                 pairs.append(np.stack(np.broadcast_arrays(len(all_damages), texts_of), 1))
@@ -210,7 +237,7 @@ def measure_unit(layer: int, requests: Sequence[Request], setting: Setting) -> A
 
 
 def _of_kind(subject: Subject, kind: str, setting: Setting) -> list[Damage]:
-    return [baseline(subject, setting)] if kind == "clean" else damages(subject, kind, setting)
+    return [baseline(subject, setting)] if kind == CLEAN else damages(subject, kind, setting)
 
 
 def _gathered(
@@ -228,23 +255,18 @@ def _gathered(
         draws[kind][span] += 1
     with np.errstate(invalid="ignore", divide="ignore"):
         means = {kind: total[kind] / draws[kind] for kind in kinds}  # NaN where not wanted
-    return {kind if kind == "clean" else f"damaged.{kind}": means[kind] for kind in kinds}
+    return {f"log_p.{kind}": means[kind] for kind in kinds}
 
 
 def split_unit(requests: Sequence[Request], arrays: Arrays) -> list[Measured]:
     """A unit's arrays, request by request."""
     edges = np.cumsum([len(request.positions) for request in requests])[:-1]
-    clean = np.split(arrays["clean"], edges)
     by_kind = {
-        name.removeprefix("damaged."): np.split(values, edges)
+        name.removeprefix("log_p."): np.split(values, edges)
         for name, values in arrays.items()
-        if name.startswith("damaged.")
+        if name.startswith("log_p.")
     }
     return [
-        Measured(
-            request.positions,
-            clean[index],
-            {kind: by_kind[kind][index] for kind in request.kinds},
-        )
+        Measured({kind: LogP(request.positions, by_kind[kind][index]) for kind in request.kinds})
         for index, request in enumerate(requests)
     ]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LARGEST_SET = 32  # own positions, where the text has them
+LARGEST_SET = 48  # own positions, where the text has them
 OF_ONE_WORD = 64  # an even share of these, and at least MIN_OF_ONE_WORD, may stand before one word
 MIN_OF_ONE_WORD = 4
 ALIKE = 0.2  # largest relative difference of activation in a matched pair

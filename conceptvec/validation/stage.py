@@ -34,6 +34,7 @@ from conceptvec.validation.evidence import (
 )
 from conceptvec.validation.further import Run, further_measurements
 from conceptvec.validation.measure import (
+    CLEAN,
     SUBJECTS_PER_UNIT,
     Measured,
     Request,
@@ -203,12 +204,13 @@ def _measure(run: Run, placed: Sequence[Placed]) -> dict[str, Measured]:
     first, second = [], []
     for item in placed:
         if item.worth_damaging:
-            first.append(Request(item.subject, item.positions.all(), (primary,)))
+            first.append(Request(item.subject, item.positions.all(), (CLEAN, primary)))
         elif item.subject.role == "candidate" and len(item.positions.of_concept):
-            first.append(Request(item.subject, example_positions(item.positions), (primary,)))
+            first.append(Request(item.subject, example_positions(item.positions), (CLEAN, primary)))
     measured = _measure_requests(run, first, "first damage")
 
-    # The other kinds are needed only where the first one reaches the floor.
+    # The other kinds are needed only where the first one reaches the floor, and at own positions:
+    # whether the loss is specific is the first one's question.
     by_key = {item.subject.key: item for item in placed}
     others = tuple(dict.fromkeys(kind for kind in (*rest, "rotate") if kind != primary))
     for request in first:
@@ -218,7 +220,7 @@ def _measure(run: Run, placed: Sequence[Placed]) -> dict[str, Measured]:
         drops = drops_of(measured[item.subject.key], item.positions, primary)
         if drops.of_concept >= RULE.drop:
             kinds = ("rotate",) if item.subject.moved else others
-            second.append(Request(request.subject, request.positions, kinds))
+            second.append(Request(request.subject, item.positions.of_concept, kinds))
     for key, values in _measure_requests(run, second, "other damages").items():
         measured[key] = measured[key].with_kinds(values)
     return measured
@@ -250,7 +252,7 @@ def _part(unit: Sequence[Request], number: int) -> str:
     """The name of a unit's part, which says what it is made for."""
     about = [(r.subject.key, r.positions.tolist(), r.kinds) for r in unit]
     layer = unit[0].subject.layer
-    return part_name(f"validation/L{layer:02d}_{unit[0].kinds[0]}_{number:03d}", about)
+    return part_name(f"validation/L{layer:02d}_{unit[0].kinds[-1]}_{number:03d}", about)
 
 
 def _task(run: Run, unit: Sequence[Request]) -> Callable[[], Arrays]:

@@ -24,7 +24,14 @@ from conceptvec.tools.worth import TOLERANCE, set_norms
 from conceptvec.validation.clean import CleanPass
 from conceptvec.validation.damage import Damage, Damager
 from conceptvec.validation.engine import Engine, Text
-from conceptvec.validation.measure import Request, Setting, Subject, measure_unit, split_unit
+from conceptvec.validation.measure import (
+    CLEAN,
+    Request,
+    Setting,
+    Subject,
+    measure_unit,
+    split_unit,
+)
 from conceptvec.validation.replay import Replay
 from tests.conftest import make_hf, wrap
 
@@ -237,12 +244,12 @@ def test_norms_make_plants_worth_what_they_should_be(family: str, tiny_of) -> No
     # The measurement of a run, with all of them standing, says nearly the same.
     with planted(model, [plant for plant in found if plant]):
         requests = [
-            Request(Subject("planted", "", LAYER, i, 1, i, i), at, ("zero",))
+            Request(Subject("planted", "", LAYER, i, 1, i, i), at, (CLEAN, "zero"))
             for i, at in enumerate(own)
         ]
         measured = split_unit(requests, measure_unit(LAYER, requests, setting))
     for item, target in zip(measured, (0.1, 0.3), strict=True):
-        assert item.drops("zero", item.positions).mean() == pytest.approx(target, rel=0.3)
+        assert item.drops("zero", item.clean.positions).mean() == pytest.approx(target, rel=0.3)
 
     assert set_norms(model, plants, [100.0, 0.1], own, setting)[0] is None
 

@@ -9,13 +9,16 @@ import torch
 from conceptvec.effects.passages import Passages
 from conceptvec.validation.damage import KINDS, Damager
 from conceptvec.validation.engine import Text
+from conceptvec.validation.evidence import drops_of
 from conceptvec.validation.measure import (
+    CLEAN,
     Request,
     Setting,
     Subject,
     measure_unit,
     split_unit,
 )
+from conceptvec.validation.positions import Positions
 from conceptvec.validation.replay import Replay
 from tests.validation.test_damage import brute, edited
 
@@ -60,11 +63,11 @@ def test_units_equal_edits_of_the_weights(subject: Subject, tiny) -> None:
     setting = setting_of(tiny)
     vectors = tiny.value_vectors(LAYER).clone()
     vector = vectors[subject.source] * subject.source_sign
-    requests = [Request(subject, POSITIONS, ("zero", "rotate"))]
+    requests = [Request(subject, POSITIONS, (CLEAN, "zero", "rotate"))]
     (measured,) = split_unit(requests, measure_unit(LAYER, requests, setting))
 
     clean = expected(setting, subject, vector)
-    assert np.abs(measured.clean - clean).max() < 1e-5
+    assert np.abs(measured.clean.values - clean).max() < 1e-5
     gone = expected(setting, subject, 0 * vector)
     assert np.abs(measured.drops("zero", POSITIONS) - (clean - gone)).max() < 1e-4
     turned = [
@@ -80,14 +83,14 @@ def test_units_equal_edits_of_the_weights(subject: Subject, tiny) -> None:
 def test_every_kind_is_right_in_every_place(first: str, tiny) -> None:
     """Whatever stands first, each kind has its own draws and its own numbers."""
     setting = setting_of(tiny)
-    kinds = (first, *(kind for kind in KINDS if kind != first))
+    kinds = (CLEAN, first, *(kind for kind in KINDS if kind != first))
     requests = [Request(own(5), POSITIONS, kinds)]
     (together,) = split_unit(requests, measure_unit(LAYER, requests, setting))
     assert together.primary == first
     for kind in KINDS:
         alone_requests = [Request(own(5), POSITIONS, (kind,))]
         (alone,) = split_unit(alone_requests, measure_unit(LAYER, alone_requests, setting))
-        assert np.abs(together.damaged[kind] - alone.damaged[kind]).max() < 1e-5
+        assert np.abs(together.log_p[kind].values - alone.log_p[kind].values).max() < 1e-5
 
 
 def test_draws_are_averaged(tiny) -> None:
@@ -100,23 +103,46 @@ def test_draws_are_averaged(tiny) -> None:
         for damage in setting.damager("noise", vector, (LAYER, 5))
     ]
     assert len(each) == 3
-    assert np.abs(measured.damaged["noise"] - np.mean(each, axis=0)).max() < 1e-4
+    assert np.abs(measured.log_p["noise"].values - np.mean(each, axis=0)).max() < 1e-4
 
 
 def test_batches_and_company_change_nothing(tiny) -> None:
     requests = [
-        Request(own(3), POSITIONS, ("zero",)),
-        Request(own(5), POSITIONS[:3], ("zero", "rotate")),
-        Request(MOVED, POSITIONS[1:], ("zero",)),
+        Request(own(3), POSITIONS, (CLEAN, "zero")),
+        Request(own(5), POSITIONS[:3], (CLEAN, "zero", "rotate")),
+        Request(MOVED, POSITIONS[1:], (CLEAN, "zero")),
     ]
     together = split_unit(requests, measure_unit(LAYER, requests, setting_of(tiny, 50)))
     for request, measured in zip(requests, together, strict=True):
         unit = measure_unit(LAYER, [request], setting_of(tiny, 1))
         (alone,) = split_unit([request], unit)
-        assert np.abs(alone.clean - measured.clean).max() < 1e-5
         for kind in request.kinds:
-            assert np.abs(alone.damaged[kind] - measured.damaged[kind]).max() < 1e-5
-        assert set(measured.damaged) == set(request.kinds)
+            difference = alone.log_p[kind].values - measured.log_p[kind].values
+            assert np.abs(difference).max() < 1e-5
+        assert tuple(measured.log_p) == request.kinds
+
+
+def test_a_second_measurement_covers_the_positions_that_it_was_made_for(tiny) -> None:
+    """Its drops are those of one measurement of all kinds at all positions."""
+    setting, few = setting_of(tiny), POSITIONS[[2, 0]]
+    whole_request = Request(own(5), POSITIONS, (CLEAN, "zero", "rotate"))
+    (whole,) = split_unit([whole_request], measure_unit(LAYER, [whole_request], setting))
+    parts = []
+    for request in (
+        Request(own(5), POSITIONS, (CLEAN, "zero")),
+        Request(own(5), few, ("rotate",)),
+    ):
+        parts += split_unit([request], measure_unit(LAYER, [request], setting))
+    both = parts[0].with_kinds(parts[1])
+    assert both.primary == "zero" and tuple(both.damaged) == ("zero", "rotate")
+    assert np.abs(both.drops("rotate", few) - whole.drops("rotate", few)).max() < 1e-5
+    assert not both.damaged["rotate"].covers(POSITIONS)
+
+    positions = Positions(few, POSITIONS[[1]], POSITIONS[[1]], POSITIONS[:0], 0)
+    rotate = drops_of(both, positions, "rotate")
+    assert rotate.of_concept == pytest.approx(both.drops("rotate", few).mean())
+    assert rotate.unrelated is None and rotate.selectivity is None
+    assert drops_of(both, positions, "zero").unrelated is not None
 
 
 def test_keys_tell_subjects_apart() -> None:
