@@ -18,6 +18,7 @@ from conceptvec.export.control_vector import one_concept, save_control_vector, w
 from conceptvec.export.hub_folder import save_folder
 from conceptvec.export.neuronpedia import before_a_layer, save_uploads
 from conceptvec.export.tabular import entries_table
+from conceptvec.model.ambient import set_aside
 from conceptvec.model.weights import Weights
 from conceptvec.runfolder import write_atomic
 
@@ -49,6 +50,7 @@ class Request:
         return weights_of(self.document, self.model)
 
 
+@set_aside
 def export(
     document: Mapping[str, Any],
     path: str | Path,

@@ -24,6 +24,7 @@ from conceptvec.model.network import Model, load_model
 from conceptvec.records import Pole, pole_of
 from conceptvec.results import Results
 from tests.documents import HOSTILE, candidate, document, entry
+from tests.model.test_ambient import SETTINGS
 
 # Layers 0, 1, 1, 2, 3: two concepts, one vector of layer 0, two of one layer.
 VALIDATED = [
@@ -357,3 +358,23 @@ def test_the_command_reads_a_model_that_has_moved(tiny_folder: Path, tmp_path: P
     asked = ["export", str(run), "--to", "neuronpedia", "--out", str(tmp_path / "u.json")]
     assert main([*asked, "--model", str(tiny_folder)]) == 0
     assert main([*asked, "--model", "demo"]) == 2
+
+
+@pytest.mark.parametrize(
+    "setting", ["float64", "bfloat16", "medium", "autocast", "device", "numpy"]
+)
+@pytest.mark.parametrize("to", ["gguf", "neuronpedia", "hf"])
+def test_a_setting_of_the_session_changes_nothing(
+    to: str, setting: str, tiny: Model, results: Results, tmp_path: Path
+) -> None:
+    if to == "gguf":
+        pytest.importorskip("gguf")
+    results.export(tmp_path / "plain", to, model=tiny)
+    with SETTINGS[setting]():
+        results.export(tmp_path / "set", to, model=tiny)
+    assert contents(tmp_path / "plain") == contents(tmp_path / "set")
+
+
+def contents(path: Path) -> list[bytes]:
+    """The bytes of a file, or of those of a folder."""
+    return [file.read_bytes() for file in [path, *sorted(path.glob("*"))] if file.is_file()]
