@@ -164,7 +164,14 @@ class TestResultsWithoutAManifest:
 def test_overwrite_takes_the_old_report_and_figures_away(tmp_path: Path) -> None:
     RunFolder(tmp_path, Config(), FACTS)
     names = [f"figures/{name}.png" for name in DRAWN]
-    names += ["report.html", "calibration.json", "calibration.png", RESULTS, VECTORS]
+    names += [
+        "concept_vector_results_cpu.invalid.json",
+        "report.html",
+        "calibration.json",
+        "calibration.png",
+        RESULTS,
+        VECTORS,
+    ]
     for name in names:
         aged(tmp_path / name)
     RunFolder(tmp_path, Config(overwrite=True), FACTS)

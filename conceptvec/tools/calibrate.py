@@ -33,7 +33,7 @@ from conceptvec.identity import differences, record
 from conceptvec.model.ambient import set_aside
 from conceptvec.runfolder import Arrays, Parts, Task, part_name, write_atomic
 from conceptvec.show.pictures import save_calibration_figure
-from conceptvec.text import DASH, number, plain, printable
+from conceptvec.text import DASH, finite, number, plain, printable
 from conceptvec.text import table as text_table
 from conceptvec.tools.disk import check_writable
 from conceptvec.tools.ground import Ground, planting_layers, survey
@@ -146,7 +146,7 @@ def check_folder(folder: Path, config: Config, options: Options) -> None:
 
 def save_calibration(document: Mapping[str, Any], folder: Path) -> Path:
     """Write the document, then its figure; returns the figure's path."""
-    text = json.dumps(document, indent=1, allow_nan=False)
+    text = json.dumps(finite(document), indent=1, allow_nan=False)
     write_atomic(folder / FILE, text.encode())
     path = folder / "calibration.png"
     save_calibration_figure(document, path)
