@@ -46,7 +46,10 @@ def misfit(document: Any) -> str | None:
     validator: Any = jsonschema.Draft202012Validator(schema())
     if (error := next(validator.iter_errors(document), None)) is not None:
         return f"{error.json_path}: {error.message[:300]}"
-    return _no_json(document, "$")
+    try:
+        return _no_json(document, "$")
+    except RecursionError:
+        return "$: lists in lists, deeper than can be read"
 
 
 def _no_json(value: Any, place: str) -> str | None:

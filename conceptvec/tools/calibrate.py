@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conceptvec.config import Config
-from conceptvec.errors import RequestError
+from conceptvec.errors import RequestError, first_line
 from conceptvec.holdings import conflicts, holds_another
 from conceptvec.identity import differences, record
 from conceptvec.model.ambient import set_aside
@@ -131,10 +131,13 @@ def check_folder(folder: Path, config: Config, options: Options) -> None:
         earlier = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         what = f"a {FILE} that cannot be read"
-        raise RequestError(holds_another(folder, [str(error)], what)) from None
-    was = earlier.get("options", {})
+        raise RequestError(holds_another(folder, [first_line(error)], what)) from None
+    if not _is_calibration(earlier):
+        what = f"a {FILE} that is none of conceptvec's"
+        raise RequestError(holds_another(folder, ["it holds something else"], what))
+    was = earlier["options"]
     changes = differences(earlier, now) + [
         f"{name} was {was.get(name)!r}, is {value!r}"
         for name, value in options.document().items()
@@ -142,6 +145,11 @@ def check_folder(folder: Path, config: Config, options: Options) -> None:
     ]
     if changes:
         raise RequestError(holds_another(folder, changes, "another calibration"))
+
+
+def _is_calibration(document: Any) -> bool:
+    parts = ("options", "configuration", "model")
+    return isinstance(document, dict) and all(isinstance(document.get(p), dict) for p in parts)
 
 
 def save_calibration(document: Mapping[str, Any], folder: Path) -> Path:
