@@ -102,8 +102,8 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        with contextlib.suppress(OSError, ValueError):
             temporary.unlink()
         raise cannot_write(path, error) from None
 
@@ -142,9 +142,10 @@ def check_place(path: Path, is_own: Callable[[bytes], bool], what: str) -> None:
         )
 
 
-def cannot_write(path: Path, error: OSError) -> RunError:
+def cannot_write(path: Path, error: OSError | ValueError) -> RunError:
     """What to say of a file or folder that cannot be written."""
+    reason = getattr(error, "strerror", None) or error
     return RunError(
-        f"{path} could not be written ({error.strerror or error}); what was finished is kept. "
+        f"{path} could not be written ({reason}); what was finished is kept. "
         "Make room or give another --out, then run the same command again."
     )

@@ -98,6 +98,7 @@ def test_what_is_no_file_is_ignored(kind: str, name: str, tmp_path: Path) -> Non
         os.mkfifo(path)
     else:
         path.symlink_to(target if kind == "link" else tmp_path / "nowhere")
+    os.utime(path, (time.time() - OLD,) * 2, follow_symlinks=False)  # as old as what goes
     RunFolder(run, Config(), FACTS)
     RunFolder(run, Config(overwrite=True), FACTS)
     assert path.is_symlink() or path.exists()

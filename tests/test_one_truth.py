@@ -296,6 +296,13 @@ class TestAnotherSpelling:
         assert measured(there) == measured(finished)
 
     @pytest.mark.usefixtures("computed_nothing")
+    @pytest.mark.parametrize("name", ["model", "corpus", "concepts", "out"])
+    def test_an_absolute_path_is_the_same_run(self, name, there, finished):
+        usual = dict(zip(command()[1::2], command()[2::2], strict=True))
+        assert main(command(**{name: str(there / usual[f"--{name}"])})) == 0
+        assert measured(there) == measured(finished)
+
+    @pytest.mark.usefixtures("computed_nothing")
     @pytest.mark.parametrize("name", ["model", "corpus.txt", "concepts.json", "run"])
     def test_what_is_moved_is_the_same(self, name, there, finished):
         (there / name).rename(there / f"moved-{name}")
@@ -433,9 +440,15 @@ class TestEditsDuringARun:
         def edit(path: Path) -> None:
             path.write_text(path.read_text().replace(ANIMALS[0], "zebra").replace('"w3 ', '"w4 '))
 
+        original = (there / "concepts.json").read_bytes()
         self.edited_while(monkeypatch, "concepts.json", edit)
         assert main(command(out="new")) == 0
+        assert (there / "concepts.json").read_bytes() != original
         (there / "run").rename(there / "old"), (there / "new").rename(there / "run")
+        assert measured(there) == measured(finished)
+        # The old file again: nothing of the other one is in the folder.
+        (there / "concepts.json").write_bytes(original)
+        assert main(command()) == 0
         assert measured(there) == measured(finished)
 
     def test_deleted_concepts_change_nothing(self, there, finished, monkeypatch):
