@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from conceptvec.errors import RunError
+from conceptvec.errors import RequestError, RunError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +19,7 @@ Arrays = dict[str, Any]  # numpy arrays, and plain values under names that end i
 JSON = "_json"
 HALF_WRITTEN = r"\..+\.\d+\.conceptvec\.tmp"  # a name that no other program gives
 BLOCK = 2**20  # bytes of a file that are read at a time
+BEGINNING = 2**10  # bytes of a file that tell what it is
 
 
 def pack(arrays: Arrays) -> bytes:
@@ -100,15 +102,50 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        with contextlib.suppress(OSError, ValueError):
             temporary.unlink()
         raise cannot_write(path, error) from None
 
 
-def cannot_write(path: Path, error: OSError) -> RunError:
+def check_place(path: Path, is_own: Callable[[bytes], bool], what: str) -> None:
+    """Look at where a file will be written: what lies there is replaced if it is of the same kind.
+
+    Args:
+        path: the file.
+        is_own: whether a file that begins so is of that kind.
+        what: the kind, for the message.
+
+    Raises:
+        RequestError: a folder is there, a file of another kind, or no file can be.
+    """
+    try:
+        os.lstat(path)  # also says whether a path can be called so
+        if path.is_dir():
+            raise RequestError(f"--out: {path} is a folder; give the path of the file")
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            begin = file.read(BEGINNING)
+    except RequestError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(
+            f"--out: {str(path)[:200]!r} cannot be written ({reason}); give another --out"
+        ) from None
+    if begin.strip() and not is_own(begin):
+        raise RequestError(
+            f"--out: {path} is there and is no {what}; give another --out, or move it away"
+        )
+
+
+def cannot_write(path: Path, error: OSError | ValueError) -> RunError:
     """What to say of a file or folder that cannot be written."""
+    reason = getattr(error, "strerror", None) or error
     return RunError(
-        f"{path} could not be written ({error.strerror or error}); what was finished is kept. "
+        f"{path} could not be written ({reason}); what was finished is kept. "
         "Make room or give another --out, then run the same command again."
     )

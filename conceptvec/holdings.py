@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from conceptvec.document import RESULTS as RESULTS
 from conceptvec.errors import RequestError
 from conceptvec.files import HALF_WRITTEN, Arrays, cannot_write, read_part
 from conceptvec.identity import Record, differences
@@ -21,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 STALE_SECONDS = 3600  # a half-written file older than this belongs to a process that was killed
 MANIFEST = r"manifest(\.rank\d+)?\.json"
-RESULTS = r"concept_vector_results_(cuda|mps|cpu)\.json"
 VECTORS = "concept_vectors.safetensors"
 PAGES = r"report\.html|calibration\.(json|png)"
 FIGURES = (

@@ -25,6 +25,7 @@ EXTRACTION = ("layers", "max_vectors", "batch_size", "top_k", "fold", "seed")
 SCORING = (*EXTRACTION, "min_kurtosis", "score_threshold", "concepts")
 SPELLINGS = ("model", "revision", "device", "dtype")  # what they come to is a fact of the model
 FACTS = ("fingerprint", "dtype", "device", "layers", "intermediate_size")
+CHAT = "chat_template"  # the option, and the fact that matters only where it is on
 
 
 def record(
@@ -48,6 +49,8 @@ def record(
     if "model" in options:
         options["model"] = model.get("id", options["model"])
     facts = {name: model[name] for name in FACTS if name in model}
+    if options.get(CHAT) and model.get(CHAT):
+        facts[CHAT] = model[CHAT]
     if "device" in facts:
         facts["device"] = str(facts["device"]).partition(":")[0]
     return {
@@ -100,7 +103,8 @@ def narrowed(whole: Record, names: Collection[str]) -> dict[str, Any]:
     """A record of fewer options."""
     options = {name: value for name, value in whole["configuration"].items() if name in names}
     files = {name: content for name, content in whole["files"].items() if name in names}
-    return {**whole, "configuration": options, "files": files}
+    facts = {name: fact for name, fact in whole["model"].items() if name in {*names, *FACTS}}
+    return {**whole, "configuration": options, "files": files, "model": facts}
 
 
 def differences(was: Record, now: Record) -> list[str]:
@@ -143,6 +147,9 @@ def _model_differences(was: Record, now: Record) -> list[str]:
         a, b = (str(facts.get(name, "")).partition(":")[0] for facts in (before, after))
         if a and b and a != b:  # of several GPUs any will do
             phrases.append(f"the {name} was {a}, is {b}")
+    templates = [facts.get(CHAT) for facts in (before, after)]
+    if all(templates) and templates[0] != templates[1]:
+        phrases.append(f"the content of the model's {CHAT} differs")
     fingerprints = [facts.get("fingerprint") for facts in (before, after)]
     if all(fingerprints) and fingerprints[0] != fingerprints[1]:
         names = [each["configuration"].get("model", "another model") for each in (was, now)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptvec.config import Config, parse_layers
+from conceptvec.document import keep_document
 from conceptvec.errors import RequestError, RunError, first_line
 from conceptvec.identity import SCORING
 from conceptvec.launch import place
@@ -132,7 +133,8 @@ def open_run(model: Weights, config: Config) -> RunFolder:
 def save_run(results: Results, model: Weights, config: Config, parts: RunFolder) -> Path:
     """Write results, validated vectors and figures into the run folder, in this order.
 
-    The first of several processes does.
+    The first of several processes does. Results that do not fit their schema are written too, into
+    a file of another name (`document.keep_document`).
 
     Returns:
         the path of the results file.
@@ -145,7 +147,7 @@ def save_run(results: Results, model: Weights, config: Config, parts: RunFolder)
     if parts.rank == 0:
         from conceptvec.export.vectors import save_vectors
 
-        results.save(path)
+        path = keep_document(results, path)
         save_vectors(model, config.fold, results.validated, parts.path / VECTORS)
         save_run_figures(results, parts.path / "figures")
     parts.barrier()

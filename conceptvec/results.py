@@ -86,7 +86,11 @@ class Results(dict[str, Any]):
         return Results(self | {"timings": {"load": seconds} | self["timings"]})
 
     def save(self, path: str | Path) -> Path:
-        """Write the document as JSON, atomically, after checking it against the schema."""
+        """Write the document as JSON, atomically, after checking it against the schema.
+
+        Raises:
+            RequestError: it does not fit.
+        """
         return save_document(self, path)
 
     def to_html(self, path: str | Path) -> Path:

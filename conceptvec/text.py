@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 JOINERS = "\u200c\u200d"  # zero width non-joiner (Persian, Hindi) and joiner (emoji)
@@ -85,3 +85,13 @@ def plain(value: Any) -> float | None:
     """
     as_float = float(value)
     return float(f"{as_float:.6g}") if math.isfinite(as_float) else None
+
+
+def finite(value: Any) -> Any:
+    """The same document with null in the place of what is no finite number."""
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        return {name: finite(field) for name, field in fields.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in cast("list[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from make_schema import document_schema
 
 from conceptvec.cli import main
-from conceptvec.document import check, load_document, schema
+from conceptvec.document import check, keep_document, load_document, schema
 from conceptvec.errors import RequestError
 from conceptvec.results import Results, load_results
 from tests.documents import UNTESTED, document, entry
@@ -74,8 +76,52 @@ def test_a_folder_of_two_results_is_ambiguous(tmp_path: Path) -> None:
         load_document(tmp_path)
 
 
+def test_a_copy_beside_the_results_is_not_in_their_way(tmp_path: Path) -> None:
+    for name in ("cpu", "cpu_old", "backup"):
+        Results(document()).save(tmp_path / f"concept_vector_results_{name}.json")
+    assert load_document(tmp_path) == document()
+
+
 @pytest.mark.parametrize("text", ["{", "[1, NaN]", "[" * 100_000])
 def test_what_is_no_json_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(RequestError, match="not a readable results file"):
         load_document(tmp_path / "x.json")
+
+
+def test_numbers_that_are_larger_than_any_are_refused(tmp_path: Path) -> None:
+    """JSON lets them pass, and they are infinity where they are read."""
+    for number in ("1e999", "-1e400", "9" * 400):
+        text = json.dumps(document()).replace('"selectivity": 0.4', f'"selectivity": {number}', 1)
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(RequestError, match="larger than any number"):
+            load_document(tmp_path / "x.json")
+
+
+MISFITS = {
+    "schema": ({"schema_version": 7}, r"\$.schema_version: 7 is not one of"),
+    "NaN": ({"timings": {"load": float("nan")}}, r"\$.timings.load: nan is not JSON"),
+    "infinity": ({"timings": {"load": float("inf")}}, r"timings.load: inf is not JSON"),
+    "another kind": ({"timings": {"load": np.float32(1)}}, r"load: a float32 is not JSON"),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_results_that_fit_no_schema_are_kept(kind: str, tmp_path: Path, caplog) -> None:
+    change, said = MISFITS[kind]
+    path = tmp_path / "concept_vector_results_cpu.json"
+    kept = keep_document(document() | change, path)
+    assert kept.name == "concept_vector_results_cpu.invalid.json" and not path.exists()
+    assert re.search(said, caplog.text) and str(kept) in caplog.text
+    as_written = json.loads(kept.read_text())
+    lasting = document().keys() - change.keys()
+    assert {key: as_written[key] for key in lasting} == {key: document()[key] for key in lasting}
+    with pytest.raises(RequestError, match="not a readable results file|expected a conceptvec"):
+        load_document(tmp_path)  # named as what it is, and never shown as results
+
+
+def test_sound_results_take_the_place_of_those_that_were_not(tmp_path: Path) -> None:
+    path = tmp_path / "concept_vector_results_cpu.json"
+    keep_document(document() | {"schema_version": 7}, path)
+    assert keep_document(document(), path) == path
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conceptvec import Config, RunError
+from conceptvec import Config, RequestError, RunError
 from conceptvec.cli import main
-from conceptvec.files import digest, pack, read_part, unpack, write_atomic
+from conceptvec.files import check_place, digest, pack, read_part, unpack, write_atomic
 from conceptvec.runfolder import RunFolder
 from tests.test_runfolder import FACTS
 
@@ -71,6 +71,26 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch) -> None
         write_atomic(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"kept"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_path_that_cannot_be_is_said_in_one_line(tmp_path) -> None:
+    for name in ("a\0b", "x" * 300):
+        with pytest.raises(RunError, match="could not be written"):
+            write_atomic(tmp_path / name, b"x")
+
+
+def test_only_a_file_of_the_same_kind_is_replaced(tmp_path) -> None:
+    own = lambda begin: begin.startswith(b"own")
+    (tmp_path / "other").write_bytes(b"the user's")
+    (tmp_path / "own").write_bytes(b"own of an earlier call")
+    (tmp_path / "empty").touch()
+    for name in ("own", "empty", "new", "no/such/folder"):
+        check_place(tmp_path / name, own, "thing of ours")
+    with pytest.raises(RequestError, match="other is there and is no thing of ours"):
+        check_place(tmp_path / "other", own, "thing of ours")
+    for name in ("a\0b", "x" * 300, "."):
+        with pytest.raises(RequestError, match="--out: "):
+            check_place(tmp_path / name, own, "thing of ours")
 
 
 @pytest.fixture

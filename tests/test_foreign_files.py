@@ -98,6 +98,7 @@ def test_what_is_no_file_is_ignored(kind: str, name: str, tmp_path: Path) -> Non
         os.mkfifo(path)
     else:
         path.symlink_to(target if kind == "link" else tmp_path / "nowhere")
+    os.utime(path, (time.time() - OLD,) * 2, follow_symlinks=False)  # as old as what goes
     RunFolder(run, Config(), FACTS)
     RunFolder(run, Config(overwrite=True), FACTS)
     assert path.is_symlink() or path.exists()
@@ -164,7 +165,14 @@ class TestResultsWithoutAManifest:
 def test_overwrite_takes_the_old_report_and_figures_away(tmp_path: Path) -> None:
     RunFolder(tmp_path, Config(), FACTS)
     names = [f"figures/{name}.png" for name in DRAWN]
-    names += ["report.html", "calibration.json", "calibration.png", RESULTS, VECTORS]
+    names += [
+        "concept_vector_results_cpu.invalid.json",
+        "report.html",
+        "calibration.json",
+        "calibration.png",
+        RESULTS,
+        VECTORS,
+    ]
     for name in names:
         aged(tmp_path / name)
     RunFolder(tmp_path, Config(overwrite=True), FACTS)

@@ -296,6 +296,13 @@ class TestAnotherSpelling:
         assert measured(there) == measured(finished)
 
     @pytest.mark.usefixtures("computed_nothing")
+    @pytest.mark.parametrize("name", ["model", "corpus", "concepts", "out"])
+    def test_an_absolute_path_is_the_same_run(self, name, there, finished):
+        usual = dict(zip(command()[1::2], command()[2::2], strict=True))
+        assert main(command(**{name: str(there / usual[f"--{name}"])})) == 0
+        assert measured(there) == measured(finished)
+
+    @pytest.mark.usefixtures("computed_nothing")
     @pytest.mark.parametrize("name", ["model", "corpus.txt", "concepts.json", "run"])
     def test_what_is_moved_is_the_same(self, name, there, finished):
         (there / name).rename(there / f"moved-{name}")
@@ -322,6 +329,86 @@ class TestAnotherSpelling:
         assert main(command(corpus="./c.jsonl:a", out="new")) == 0
         assert main(command(corpus="c.jsonl:b", out="new")) == 2
         assert "corpus was './c.jsonl:a', is 'c.jsonl:b'" in capsys.readouterr().err
+
+
+TURN = "{% for m in messages %}w1 {{ m.content }} w2 {% endfor %}"
+
+
+def write_template(folder: Path, template: str, place: str) -> None:
+    """The chat template of a model folder, where old and new versions keep it."""
+    if place == "chat_template.jinja":
+        (folder / place).write_text(template)
+        return
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings["chat_template"] = template
+    path.write_text(json.dumps(settings))
+
+
+class TestChatTemplate:
+    """A template that was edited in place makes another run where the run uses it."""
+
+    PLACES = ("tokenizer_config.json", "chat_template.jinja")
+
+    @pytest.fixture(params=PLACES)
+    def edited(self, request, base, tmp_path) -> Any:
+        """A configuration, and an edit of its model's template."""
+        folder = tmp_path / "model"
+        shutil.copytree(base.model, folder)
+        write_template(folder, TURN, request.param)
+
+        def edit() -> None:
+            write_template(folder, TURN.replace("w2", "w3"), request.param)
+
+        return replace(base, model=str(folder), out=str(tmp_path / "run")), edit
+
+    @pytest.mark.parametrize("with_manifest", [True, False])
+    def test_a_resume_with_another_is_refused(self, with_manifest, edited):
+        config, edit = replace(edited[0], chat_template=True), edited[1]
+        first = cv.load_model(config)
+        parts = cv.open_run(first, config)
+        parts.finish()
+        if not with_manifest:  # the results speak for themselves
+            (parts.path / "manifest.json").unlink()
+            document = {"conceptvec_version": cv.__version__, "configuration": config.resolved()}
+            document |= {"model": first.facts()}
+            (parts.path / "concept_vector_results_cpu.json").write_text(json.dumps(document))
+        cv.open_run(cv.load_model(config), config)
+        edit()
+        with pytest.raises(RequestError, match="content of the model's chat_template differs"):
+            cv.open_run(cv.load_model(config), config)
+
+    def test_without_the_option_nothing_depends_on_it(self, edited):
+        config, edit = edited
+        cv.open_run(cv.load_model(config), config).finish()
+        edit()
+        cv.open_run(cv.load_model(config), config)
+
+    def test_stage_3_is_refused_with_another(self, edited):
+        config, edit = replace(edited[0], chat_template=True), edited[1]
+        parts = cv.open_run(cv.load_model(config), config)
+        edit()
+        model = cv.load_model(config)
+        scored = cv.score(cv.extract(model, config), model, config)
+        with pytest.raises(RequestError, match="chat_template differs"):
+            cv.validate(scored, model, config, parts)
+
+    def test_the_first_stages_do_not_depend_on_it(self, edited):
+        config, edit = replace(edited[0], chat_template=True), edited[1]
+        model = cv.load_model(config)
+        parts = cv.open_run(model, config)
+        candidates = cv.extract(model, config, parts)
+        edit()
+        other = cv.load_model(config)
+        assert other.fingerprint == model.fingerprint
+        cv.score(candidates, other, config)
+
+    def test_it_is_filled_in_once(self, edited):
+        """A template may write the time."""
+        model = cv.load_model(edited[0])
+        before = model.encode("w5", chat=True)
+        model.tokenizer.chat_template = TURN.replace("w2", "w4")
+        assert model.encode("w5", chat=True) == before
 
 
 def measured(folder: Path) -> Any:
@@ -353,9 +440,15 @@ class TestEditsDuringARun:
         def edit(path: Path) -> None:
             path.write_text(path.read_text().replace(ANIMALS[0], "zebra").replace('"w3 ', '"w4 '))
 
+        original = (there / "concepts.json").read_bytes()
         self.edited_while(monkeypatch, "concepts.json", edit)
         assert main(command(out="new")) == 0
+        assert (there / "concepts.json").read_bytes() != original
         (there / "run").rename(there / "old"), (there / "new").rename(there / "run")
+        assert measured(there) == measured(finished)
+        # The old file again: nothing of the other one is in the folder.
+        (there / "concepts.json").write_bytes(original)
+        assert main(command()) == 0
         assert measured(there) == measured(finished)
 
     def test_deleted_concepts_change_nothing(self, there, finished, monkeypatch):

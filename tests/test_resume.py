@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -161,3 +162,26 @@ def test_ctrl_c_in_a_real_process(tiny_run, tmp_path) -> None:
     assert process.exitcode == 130
     assert "Resume: conceptvec run" in said
     assert "Traceback" not in said
+
+
+def test_a_finished_run_that_fits_no_schema_is_kept(
+    tiny_run, tmp_path, monkeypatch, capsys, caplog
+) -> None:
+    """The fault is the program's: everything is there, and another version goes on from it."""
+    import conceptvec.results as results
+
+    run = ["--layers", "1", "--stages", "1,2", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(results, "SCHEMA_VERSION", 7)
+    assert main([*tiny_run, *run]) == 1
+    said = capsys.readouterr().err
+    kept = tmp_path / "run" / "concept_vector_results_cpu.invalid.json"
+    assert "$.schema_version: 7 is not one of" in caplog.text
+    assert f"they are in {kept}" in said
+    assert "Traceback" not in said
+    assert json.loads(kept.read_text())["schema_version"] == 7
+    assert (tmp_path / "run" / "concept_vectors.safetensors").exists()
+    before = parts(tmp_path / "run")
+    monkeypatch.undo()
+    assert main([*tiny_run, *run]) == 0
+    assert parts(tmp_path / "run") == before
+    assert not kept.exists()

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conceptvec.text import html_table, listed, number, plain, printable, table, words_of
+from conceptvec.text import (
+    finite,
+    html_table,
+    listed,
+    number,
+    plain,
+    printable,
+    table,
+    words_of,
+)
 
 STEERS = [*map(chr, (*range(32), *range(0x7F, 0xA0)))]  # control characters
 STEERS += ["\u200e", "\u202e", "\u2066", "\ufeff"]  # direction of writing, marks without width
@@ -91,3 +100,8 @@ def test_joiners_anywhere_else_are_shown_as_such(text: str) -> None:
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_what_json_cannot_hold_is_null(value: float) -> None:
     assert plain(value) is None
+
+
+def test_a_document_without_what_json_cannot_hold() -> None:
+    document = {"a": [1, 2.5, float("nan")], "b": {"c": (float("inf"), "text", True, None)}}
+    assert finite(document) == {"a": [1, 2.5, None], "b": {"c": [None, "text", True, None]}}

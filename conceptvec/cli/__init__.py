@@ -15,7 +15,7 @@ from conceptvec import launch
 from conceptvec.cli.commands import COMMANDS
 from conceptvec.cli.options import parser
 from conceptvec.errors import RequestError, RunError
-from conceptvec.text import printable
+from conceptvec.text import finite, printable
 
 DONE, FAILED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -81,7 +81,8 @@ def _run(argv: list[str]) -> int:
 
 def _as_json(document: dict[str, Any]) -> str:
     takes_unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    return json.dumps(document, ensure_ascii=not takes_unicode, indent=1, allow_nan=False)
+    plain = finite(document)
+    return json.dumps(plain, ensure_ascii=not takes_unicode, indent=1, allow_nan=False)
 
 
 def _ending(error: BaseException, argv: list[str]) -> tuple[int, str]:

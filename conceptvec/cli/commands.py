@@ -19,7 +19,7 @@ from conceptvec.cli.options import (
     path_argument,
 )
 from conceptvec.config import Config
-from conceptvec.errors import RequestError
+from conceptvec.errors import RequestError, RunError
 from conceptvec.text import printable
 
 BAD_PLAN = 2  # a dry run that finds a problem is a bad request
@@ -33,12 +33,15 @@ def run(arguments: argparse.Namespace) -> Answer:
 
         plan = preflight(config)
         return Answer(plan.document(), lambda: printable(str(plan), keep="\n"))
+    from conceptvec.document import invalid_path
     from conceptvec.pipeline import results_path
     from conceptvec.pipeline import run as run_stages
 
     results = run_stages(config)
     kind = results["model"]["device"].partition(":")[0]
     path = results_path(config.folder(kind), kind)
+    if (invalid := invalid_path(path)).exists():
+        raise RunError(f"the run is finished, but its results fit no schema; they are in {invalid}")
     seconds = sum(results["timings"].values())
     return Answer(results, lambda: f"{results!r}\n{path}  ({seconds:.0f} s)")
 

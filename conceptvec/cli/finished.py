@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from conceptvec.cli.options import RESULTS_HELP, Answer, Command, argument, count, path_argument
+
+PNG = b"\x89PNG"  # how such a file begins
 
 
 def poles(arguments: argparse.Namespace) -> Answer:
@@ -39,8 +42,11 @@ def export(arguments: argparse.Namespace) -> Answer:
 
 def compare(arguments: argparse.Namespace) -> Answer:
     """``conceptvec compare``."""
+    from conceptvec.files import check_place
     from conceptvec.tools.compare import compare, comparison_table
 
+    if arguments.out:
+        check_place(Path(arguments.out), lambda begin: begin.startswith(PNG), "PNG file")
     answer = compare([arguments.run, *arguments.others])
     if arguments.out:
         from conceptvec.show.figures import comparison, save_figure

@@ -16,7 +16,17 @@ class Configuration(TypedDict):
     score_threshold: Share
 
 
-class ModelFacts(TypedDict):
+class ChatFacts(TypedDict, total=False):
+    """The model's chat template.
+
+    Attributes:
+        chat_template: SHA-256 over the template; null where the tokenizer has none.
+    """
+
+    chat_template: str | None
+
+
+class ModelFacts(ChatFacts):
     """Read from the model, never assumed.
 
     Attributes:

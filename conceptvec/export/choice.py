@@ -10,7 +10,7 @@ from conceptvec.config import Config
 from conceptvec.errors import RequestError
 from conceptvec.model.weights import Weights, load_weights
 from conceptvec.records import Pole, pole_of
-from conceptvec.text import words_of
+from conceptvec.text import printable, words_of
 
 WORDS = 8  # that a label shows
 
@@ -45,7 +45,8 @@ class Taken:
     @property
     def label(self) -> str:
         """Concept, id and words, as far as they are known."""
-        return " ".join(filter(None, (self.concept, self.pole.id, self.words)))
+        concept = printable(self.concept or "")
+        return " ".join(filter(None, (concept, self.pole.id, self.words)))
 
 
 def taken_vectors(document: Mapping[str, Any], choice: Choice) -> list[Taken]:

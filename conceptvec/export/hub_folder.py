@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from conceptvec.config import FOLDS
 from conceptvec.document import save_document
+from conceptvec.errors import RequestError
 from conceptvec.export.choice import WORDS
 from conceptvec.export.vectors import save_vectors
 from conceptvec.model.weights import Weights
@@ -25,17 +27,43 @@ from conceptvec.show.report import to_html
 from conceptvec.show.tables import summary
 from conceptvec.text import number, table, words_of
 
+Kind = tuple[Callable[[bytes], bool], str]  # how a file begins, and what it is called
 HEADERS = ("row", "id", "concept", "layer", "pole", "scale", "concept drop", "unrelated", "tokens")
 
 
-def save_folder(document: Mapping[str, Any], model: Weights, folder: Path) -> None:
-    """Write the folder."""
-    validated = [entry for entry in document["validation_results"] if entry["validated"]]
+def written_files(document: Mapping[str, Any]) -> dict[str, Kind]:
+    """The files of the folder, and how each begins: results, vectors, report, card."""
     device = str(document["model"]["device"]).partition(":")[0]
-    save_document(document, folder / f"concept_vector_results_{device}.json")
-    save_vectors(model, document["configuration"]["fold"], validated, folder / VECTORS)
-    to_html(document, folder / "report.html")
-    write_atomic(folder / "README.md", card(document, model).encode())
+    return {
+        f"concept_vector_results_{device}.json": (
+            lambda begin: b'"schema_version"' in begin,
+            "results file",
+        ),
+        VECTORS: (lambda begin: b'{"__metadata__":{"concepts"' in begin, "file of vectors"),
+        "report.html": (lambda begin: begin.lstrip().startswith(b"<"), "HTML file"),
+        "README.md": (lambda begin: b"- concept-vectors\n" in begin, "card of concept vectors"),
+    }
+
+
+def save_folder(document: Mapping[str, Any], model: Weights, folder: Path) -> None:
+    """Write the folder.
+
+    Raises:
+        RequestError: the results do not say how the vectors are folded, or name one that the model
+            does not have.
+    """
+    validated = [entry for entry in document["validation_results"] if entry["validated"]]
+    for entry in validated:
+        model.check_place(pole_of(entry["id"]))
+    fold = document["configuration"].get("fold")
+    if fold not in FOLDS:
+        raise RequestError(f"--to hf: the results' fold is {fold!r}, expected {', '.join(FOLDS)}")
+    results, vectors, report, readme = (folder / name for name in written_files(document))
+    text = card(document, model)
+    save_document(document, results)
+    save_vectors(model, fold, validated, vectors)
+    to_html(document, report)
+    write_atomic(readme, text.encode("utf-8", "backslashreplace"))
 
 
 def card(document: Mapping[str, Any], model: Weights) -> str:

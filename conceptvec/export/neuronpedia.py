@@ -28,8 +28,10 @@ def before_a_layer(model: Weights, vectors: Sequence[Taken]) -> list[Taken]:
     """The vectors that some layer follows.
 
     Raises:
-        RequestError: there are none.
+        RequestError: there are none, or one is not the model's.
     """
+    for taken in vectors:
+        model.check_place(taken.pole)
     last = model.n_layers - 1
     kept = [taken for taken in vectors if taken.pole.layer < last]
     if not kept:
@@ -45,7 +47,8 @@ def before_a_layer(model: Weights, vectors: Sequence[Taken]) -> list[Taken]:
 def save_uploads(model: Weights, vectors: Sequence[Taken], path: Path) -> None:
     """Write the JSON file."""
     bodies = [_body(model, taken) for taken in vectors]
-    write_atomic(path, json.dumps(bodies, ensure_ascii=False, indent=1).encode())
+    text = json.dumps(bodies, ensure_ascii=False, indent=1)
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _body(model: Weights, taken: Taken) -> dict[str, Any]:

@@ -11,13 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conceptvec.concepts import is_file
 from conceptvec.document import candidates
 from conceptvec.errors import RequestError
 from conceptvec.export.choice import Choice, taken_vectors, weights_of
-from conceptvec.export.control_vector import one_concept, save_control_vector, without_layer_0
-from conceptvec.export.hub_folder import save_folder
+from conceptvec.export.control_vector import (
+    ARCHITECTURE,
+    one_concept,
+    save_control_vector,
+    without_layer_0,
+)
+from conceptvec.export.hub_folder import save_folder, written_files
 from conceptvec.export.neuronpedia import before_a_layer, save_uploads
-from conceptvec.export.tabular import entries_table
+from conceptvec.export.tabular import COLUMNS, entries_table
+from conceptvec.files import check_place
+from conceptvec.model.ambient import set_aside
 from conceptvec.model.weights import Weights
 from conceptvec.runfolder import write_atomic
 
@@ -49,6 +57,7 @@ class Request:
         return weights_of(self.document, self.model)
 
 
+@set_aside
 def export(
     document: Mapping[str, Any],
     path: str | Path,
@@ -71,8 +80,24 @@ def export(
     """
     if to not in FORMATS:
         raise RequestError(f"--to: got {to!r}, expected one of: {', '.join(FORMATS)}")
-    request = Request(document, Path(path), choice or Choice(), model)
+    request = Request(document, Path(path).expanduser(), choice or Choice(), model)
+    _check_places(request, to)  # before any weights are read
     return Exported(request.path, tuple(FORMATS[to](request)))
+
+
+def _check_places(request: Request, to: str) -> None:
+    """Refuse to replace what `export` did not write, such as the model or the results themselves.
+
+    Raises:
+        RequestError: something else is there.
+    """
+    if to in KINDS:
+        check_place(request.path, *KINDS[to])
+        return
+    if is_file(str(request.path)):
+        raise RequestError(f"--out: {request.path} is a file; give a folder")
+    for name, kind in written_files(request.document).items():
+        check_place(request.path / name, *kind)
 
 
 def _gguf(request: Request) -> list[str]:
@@ -97,13 +122,15 @@ def _csv(request: Request) -> list[str]:
         for entry in candidates(request.document)
         if concept in (None, entry["concept"]) and (not ids or entry["id"] in ids)
     ]
-    if (concept or ids) and not entries:
+    taken = {entry["id"] for entry in entries}
+    missing = [name for name in ids if name not in taken]
+    if missing or (concept and not entries):
         raise RequestError(
-            f"--concept, --id: no candidate of this run is {concept or ', '.join(ids)}; "
+            f"--concept, --id: no candidate of this run is {', '.join(missing) or concept}; "
             "conceptvec poles lists all"
         )
     text = entries_table(entries).to_csv(index=False)
-    write_atomic(request.path, text.encode())
+    write_atomic(request.path, text.encode("utf-8", "backslashreplace"))
     return [entry["id"] for entry in entries]
 
 
@@ -114,6 +141,15 @@ def _hf(request: Request) -> list[str]:
     return [e["id"] for e in request.document["validation_results"] if e["validated"]]
 
 
+# How a file begins that each format writes, and what it is called.
+KINDS: dict[str, tuple[Callable[[bytes], bool], str]] = {
+    "gguf": (lambda begin: ARCHITECTURE.encode() in begin, "control vector"),
+    "csv": (lambda begin: begin.startswith(",".join(COLUMNS[:4]).encode()), "table of candidates"),
+    "neuronpedia": (
+        lambda begin: begin.lstrip()[:1] == b"[" and b'"modelId"' in begin,
+        "list of Neuronpedia's uploads",
+    ),
+}
 FORMATS: dict[str, Callable[[Request], list[str]]] = {
     "gguf": _gguf,
     "csv": _csv,

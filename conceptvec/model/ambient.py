@@ -3,6 +3,9 @@
 A default precision, a lower precision of products, a default device, autocast, a switched-off
 gradient, errors for overflow: they change or break what a stage computes, and say nothing about
 it. Here it runs under the libraries' own defaults, and finds the session's again afterwards.
+
+What is hooked into a forward pass of the user's computes exactly (`exact`), and leaves all else of
+that pass as it is.
 """
 
 from __future__ import annotations
@@ -44,15 +47,25 @@ def defaults() -> Iterator[None]:
         stack.callback(torch.set_default_dtype, dtype)
         torch.use_deterministic_algorithms(False)
         stack.callback(torch.use_deterministic_algorithms, deterministic, warn_only=warn_only)
-        stack.enter_context(_exact_products())
+        stack.enter_context(exact())
         stack.enter_context(np.errstate(**BY_DEFAULT))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Float32 stays float32 inside: no lower precision of products, no autocast."""
+    import torch
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_exact_products())
         for kind in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
         yield
 
 

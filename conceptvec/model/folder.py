@@ -283,7 +283,7 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
         )
     if any(document.get(key) for key in QUANTISATIONS):
         raise _quantised(name)
-    _refuse_not_causal(name, document)
+    refuse_not_causal(name, document)
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if kind not in CONFIG_MAPPING:
@@ -296,8 +296,16 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
     return document
 
 
-def _refuse_not_causal(name: str, document: dict[str, Any]) -> None:
-    """Refuse a model that does not predict the next token from those before it."""
+def refuse_not_causal(name: str, document: dict[str, Any]) -> None:
+    """Refuse a model that does not predict the next token from those before it.
+
+    Args:
+        name: the model as the user wrote it.
+        document: its configuration.
+
+    Raises:
+        RequestError: it looks ahead, or is made for something else.
+    """
     parts = [document, document.get("text_config")]
     for part in parts:
         if not isinstance(part, dict):
@@ -306,7 +314,7 @@ def _refuse_not_causal(name: str, document: dict[str, Any]) -> None:
         if looks_ahead or part.get("is_causal") is False:
             said = looks_ahead[0] if looks_ahead else "is_causal"
             raise RequestError(
-                f"--model: {name} is no causal language model: its config.json says {said}: "
+                f"--model: {name} is no causal language model: its configuration says {said}: "
                 f"{part[said]!r}. Expected one that predicts the next token"
             )
     named = document.get("architectures")

@@ -93,7 +93,7 @@ class Model(Weights):
             RequestError: the tokenizer has no chat template, or is another model's.
         """
         if chat:
-            text = self._chat_opening() + text
+            text = self._chat_opening + text
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if max(ids, default=0) >= self.vocab_size:
             raise RequestError(
@@ -120,8 +120,12 @@ class Model(Weights):
             )
         return start_of_text(self.tokenizer)
 
+    @cached_property
     def _chat_opening(self) -> str:
-        """The chat template up to the beginning of the model's turn."""
+        """The chat template up to the beginning of the model's turn.
+
+        It is filled in once: a template may write today's date.
+        """
         if not getattr(self.tokenizer, "chat_template", None):
             raise RequestError(
                 f"--chat-template: {self.name} has no chat template; use an instruction-tuned model"

@@ -69,7 +69,7 @@ class StoredTensors:
         stored = self._headers(folder, [*expected, HEAD])
         self._check(stored, expected)
         self._stored = {name: stored[name] for name in stored if name in expected}
-        self._stamps = {one.file: _stamp(one.file) for one in self._stored.values()}
+        self._stamps = {one.file: stamp(one.file) for one in self._stored.values()}
 
     def _headers(self, folder: Path, expected: Collection[str]) -> dict[str, Stored]:
         """What the headers of the files say of each tensor, by its name in the decoder."""
@@ -96,7 +96,7 @@ class StoredTensors:
         from safetensors import safe_open
 
         stored = self._stored[name]
-        if _stamp(stored.file) != self._stamps[stored.file]:
+        if stamp(stored.file) != self._stamps[stored.file]:
             raise RunError(
                 f"{stored.file} was changed while it was read; leave the model's files alone and "
                 "run again"
@@ -142,7 +142,7 @@ def _network_shapes(folder: Path, config: Any) -> dict[str, list[int]]:
     }
 
 
-def _stamp(file: Path) -> tuple[int, ...]:
+def stamp(file: Path) -> tuple[int, ...]:
     """What changes when a file is written or replaced; nothing where it is gone."""
     try:
         about = file.stat()

@@ -19,6 +19,7 @@ import torch
 
 from conceptvec.config import Config
 from conceptvec.errors import RequestError, RunError
+from conceptvec.files import digest
 from conceptvec.model.ambient import set_aside
 from conceptvec.model.checkpoint import Checkpoint, Family, fetch, find
 from conceptvec.model.device import choose_device, choose_dtype
@@ -171,12 +172,20 @@ class Weights:
             held = name == self._readout
             yield name, self.unembedding if held else self.source.read(name)
 
+    @property
+    def chat_template(self) -> str | None:
+        """The template of a chat, a program in Jinja; of several the default one."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        return template.get("default") if isinstance(template, dict) else template
+
     def facts(self) -> dict[str, Any]:
         """The `model` part of the results."""
+        template = self.chat_template
         return {
             "id": self.name,
             "revision": self.revision,
             "fingerprint": self.fingerprint,
+            "chat_template": _digest_of_text(template) if template else None,
             "family": self.family.name,
             "layers": self.n_layers,
             "hidden_size": self.hidden_size,
@@ -186,6 +195,11 @@ class Weights:
             "why_dtype": self.why,
             "device": str(self.device),
         }
+
+
+def _digest_of_text(text: Any) -> str:
+    """SHA-256 of a text, which may hold half characters where JSON escapes were wrong."""
+    return digest(str(text).encode("utf-8", "surrogatepass"))
 
 
 class Opened(NamedTuple):

@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conceptvec.config import Config
-from conceptvec.errors import RequestError
+from conceptvec.errors import RequestError, first_line
 from conceptvec.holdings import conflicts, holds_another
 from conceptvec.identity import differences, record
 from conceptvec.model.ambient import set_aside
 from conceptvec.runfolder import Arrays, Parts, Task, part_name, write_atomic
 from conceptvec.show.pictures import save_calibration_figure
-from conceptvec.text import DASH, number, plain, printable
+from conceptvec.text import DASH, finite, number, plain, printable
 from conceptvec.text import table as text_table
 from conceptvec.tools.disk import check_writable
 from conceptvec.tools.ground import Ground, planting_layers, survey
@@ -131,10 +131,13 @@ def check_folder(folder: Path, config: Config, options: Options) -> None:
         earlier = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         what = f"a {FILE} that cannot be read"
-        raise RequestError(holds_another(folder, [str(error)], what)) from None
-    was = earlier.get("options", {})
+        raise RequestError(holds_another(folder, [first_line(error)], what)) from None
+    if not _is_calibration(earlier):
+        what = f"a {FILE} that is none of conceptvec's"
+        raise RequestError(holds_another(folder, ["it holds something else"], what))
+    was = earlier["options"]
     changes = differences(earlier, now) + [
         f"{name} was {was.get(name)!r}, is {value!r}"
         for name, value in options.document().items()
@@ -144,9 +147,14 @@ def check_folder(folder: Path, config: Config, options: Options) -> None:
         raise RequestError(holds_another(folder, changes, "another calibration"))
 
 
+def _is_calibration(document: Any) -> bool:
+    parts = ("options", "configuration", "model")
+    return isinstance(document, dict) and all(isinstance(document.get(p), dict) for p in parts)
+
+
 def save_calibration(document: Mapping[str, Any], folder: Path) -> Path:
     """Write the document, then its figure; returns the figure's path."""
-    text = json.dumps(document, indent=1, allow_nan=False)
+    text = json.dumps(finite(document), indent=1, allow_nan=False)
     write_atomic(folder / FILE, text.encode())
     path = folder / "calibration.png"
     save_calibration_figure(document, path)

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from conceptvec.document import candidates
 from conceptvec.errors import RequestError
+from conceptvec.holdings import listed_part
 from conceptvec.results import Results, load_results
 from conceptvec.text import DASH, number, plain, printable, table, words_of
 from conceptvec.tools.likeness import Lists, cosine, same_vectors
@@ -81,7 +80,10 @@ def _comparison(
         pairs, same_from = same_vectors(Lists(first), Lists(other))
 
     # Pairs, then what only one of the two runs has.
-    absent = [Absence(path if by_neuron else None) for path in paths]
+    absent = [
+        Absence(path, results["layers"]) if by_neuron else Absence()
+        for path, results in zip(paths, runs, strict=True)
+    ]
     rows = [_pair(first[row], other[column]) for row, column in pairs]
     paired = {row for row, _ in pairs}, {column for _, column in pairs}
     rows += [_alone(e, absent[1], False) for i, e in enumerate(first) if i not in paired[0]]
@@ -105,34 +107,34 @@ class Absence:
     """Says of a pole that is no candidate of a run whether it was looked at.
 
     Args:
-        path: the run; None where its vectors have other numbers.
+        path: the run's results or its folder; None where its vectors have other numbers.
+        layers: the layers that the run examined.
     """
 
-    def __init__(self, path: str | Path | None) -> None:
-        self._folder = Path(path) if path is not None else None
+    def __init__(self, path: str | Path | None = None, layers: Sequence[int] = ()) -> None:
+        self._file = Path(path) if path is not None else None
+        self._layers = set(layers)
         self._examined: dict[int, set[int] | None] = {}
 
     def verdict(self, entry: Entry) -> str:
-        """no_match, no_candidate or, where the run folder says so, not_examined."""
-        if self._folder is None:
+        """no_match, no_candidate or, where the run says so, not_examined."""
+        if self._file is None:
             return "no_match"
         layer = entry["layer"]
+        if layer not in self._layers:
+            return "not_examined"
         if layer not in self._examined:
-            self._examined[layer] = _neurons(self._folder, layer)
+            self._examined[layer] = _neurons(self._file, layer)
         examined = self._examined[layer]
         is_out = examined is not None and entry["neuron"] not in examined
         return "not_examined" if is_out else "no_candidate"
 
 
-def _neurons(folder: Path, layer: int) -> set[int] | None:
-    """The neurons of a layer that a run projected; None where only its results are at hand."""
-    if not (folder / "projections").is_dir():
-        return None
-    try:
-        with safe_open(folder / "projections" / f"layer_{layer:02d}.safetensors", "np") as file:
-            return set(file.get_tensor("neurons").tolist())
-    except (OSError, SafetensorError):  # a layer that was left out
-        return set()
+def _neurons(path: Path, layer: int) -> set[int] | None:
+    """The neurons of a layer that a run projected; None where its folder does not say so."""
+    folder = path if path.is_dir() else path.parent
+    _, arrays = listed_part(folder, f"projections/layer_{layer:02d}.safetensors")
+    return None if arrays is None else set(arrays["neurons"].tolist())
 
 
 def _pair(entry: Entry, other: Entry) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from conceptvec.concepts import load_concepts
 from conceptvec.config import Config
-from conceptvec.holdings import conflicts, holds_another, manifests
+from conceptvec.holdings import RESULTS, conflicts, holds_another, manifests, named
 from conceptvec.identity import Record, record
 from conceptvec.model.checkpoint import Checkpoint, find
 from conceptvec.text import notebook_html
@@ -268,7 +268,7 @@ def _folder_state(folder: Path, config: Config, asked: Record) -> tuple[str, lis
 def _longer_runs(folder: Path, config: Config) -> list[str]:
     """A finished run of more stages is no less than this one: it is not replaced."""
     problems: list[str] = []
-    for path in folder.glob("concept_vector_results_*.json"):
+    for path in named(folder, RESULTS):
         stages = _stages_of(path)
         if len(stages) > len(config.stages):
             problems.append(

@@ -24,12 +24,16 @@ def read_poles(path: str | Path) -> PoleTable:
     """
     folder = Path(path)
     _, arrays = listed_part(folder, PART)
-    if arrays is None:
+    try:
+        poles = None if arrays is None else PoleTable.of_arrays(arrays)
+    except (KeyError, TypeError):  # another version's
+        poles = None
+    if poles is None:
         raise RequestError(
             f"poles: {folder} holds no sound table of scored poles; "
             "run conceptvec with this folder as --out and --stages 1,2 or more"
         )
-    return PoleTable.of_arrays(arrays)
+    return poles
 
 
 def poles_table(poles: Sequence[ScoredPole], limit: int | None = None) -> str:

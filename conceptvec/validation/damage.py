@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from conceptvec.errors import RequestError
-from conceptvec.model.ambient import set_aside
+from conceptvec.model.ambient import exact, set_aside
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
@@ -123,16 +123,22 @@ def damaging(model: Model, damages: Mapping[int, Sequence[Damage]]) -> Iterator[
             handle.remove()
 
 
+@set_aside
 def _adding(damages: Sequence[Damage]) -> Any:
-    """A forward hook of ``down_proj`` that adds the damages to what it gives."""
+    """A forward hook of ``down_proj`` that adds the damages to what it gives.
+
+    Its product is exact under any setting: a vector that is removed is removed, to the last digit
+    of float32, also in a pass under autocast.
+    """
     neurons = [damage.neuron for damage in damages]
     directions = torch.stack([damage.direction for damage in damages])  # (D, H)
     scale = directions.new_tensor([damage.scale for damage in damages])
     shift = directions.new_tensor([damage.shift for damage in damages])
 
     def add(_: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        amounts = args[0][..., neurons].float() * scale + shift  # (B, T, D)
-        return (output.float() + amounts @ directions).to(output.dtype)
+        with exact():
+            amounts = args[0][..., neurons].float() * scale + shift  # (B, T, D)
+            return (output.float() + amounts @ directions).to(output.dtype)
 
     return add
 

@@ -24,6 +24,7 @@ from conceptvec.model.network import Model, load_model
 from conceptvec.records import Pole, pole_of
 from conceptvec.results import Results
 from tests.documents import HOSTILE, candidate, document, entry
+from tests.model.test_ambient import SETTINGS
 
 # Layers 0, 1, 1, 2, 3: two concepts, one vector of layer 0, two of one layer.
 VALIDATED = [
@@ -357,3 +358,121 @@ def test_the_command_reads_a_model_that_has_moved(tiny_folder: Path, tmp_path: P
     asked = ["export", str(run), "--to", "neuronpedia", "--out", str(tmp_path / "u.json")]
     assert main([*asked, "--model", str(tiny_folder)]) == 0
     assert main([*asked, "--model", "demo"]) == 2
+
+
+@pytest.mark.parametrize(
+    "setting", ["float64", "bfloat16", "medium", "autocast", "device", "numpy"]
+)
+@pytest.mark.parametrize("to", ["gguf", "neuronpedia", "hf"])
+def test_a_setting_of_the_session_changes_nothing(
+    to: str, setting: str, tiny: Model, results: Results, tmp_path: Path
+) -> None:
+    if to == "gguf":
+        pytest.importorskip("gguf")
+    results.export(tmp_path / "plain", to, model=tiny)
+    with SETTINGS[setting]():
+        results.export(tmp_path / "set", to, model=tiny)
+    assert contents(tmp_path / "plain") == contents(tmp_path / "set")
+
+
+def contents(path: Path) -> list[bytes]:
+    """The bytes of a file, or of those of a folder."""
+    return [file.read_bytes() for file in [path, *sorted(path.glob("*"))] if file.is_file()]
+
+
+OUT = {"gguf": "x.gguf", "csv": "x.csv", "neuronpedia": "x.json", "hf": "x"}
+
+
+@pytest.mark.parametrize("to", OUT)
+def test_what_was_exported_before_is_replaced(
+    to: str, tiny: Model, results: Results, tmp_path: Path
+) -> None:
+    if to == "gguf":
+        pytest.importorskip("gguf")
+    for _ in range(2):
+        results.export(tmp_path / OUT[to], to, model=tiny)
+
+
+@pytest.mark.parametrize("to", ["gguf", "csv", "neuronpedia"])
+def test_what_was_not_exported_is_not_replaced(
+    to: str, tiny: Model, results: Results, tmp_path: Path
+) -> None:
+    """The results themselves, a model, notes: by their content, whatever their name."""
+    contents = {
+        "results": json.dumps(results).encode(),
+        "model": b"GGUF" + b"general.architecture gemma3" * 9,
+        "table": b"name,number\n",
+        "notes": b"the user's",
+        "list": b"[1, 2]",
+    }
+    for name, content in contents.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(RequestError, match="is there and is no"):
+            results.export(path, to, model=tiny)
+        assert path.read_bytes() == content
+    with pytest.raises(RequestError, match="is a folder"):
+        results.export(tmp_path, to, model=tiny)
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "concept_vectors.safetensors", "report.html", "results"]
+)
+def test_a_folder_with_something_of_the_users_is_left_alone(
+    name: str, tiny: Model, results: Results, tmp_path: Path
+) -> None:
+    name = "concept_vector_results_cpu.json" if name == "results" else name
+    (tmp_path / name).write_text("the user's")
+    with pytest.raises(RequestError, match=f"{name} is there and is no"):
+        results.export(tmp_path, "hf", model=tiny)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "the user's"
+
+
+def test_a_file_is_no_folder_for_the_hub(tiny: Model, results: Results, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("the user's")
+    with pytest.raises(RequestError, match="is a file; give a folder"):
+        results.export(tmp_path / "x", "hf", model=tiny)
+
+
+def test_a_table_lacks_no_vector_that_was_asked_for(results: Results, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"no candidate of this run is L02_N0099\+"):
+        results.export(tmp_path / "x.csv", "csv", ids=["L00_N0000+", "L02_N0099+"])
+    assert not (tmp_path / "x.csv").exists()
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300, "/dev/null/x"])
+@pytest.mark.parametrize("to", OUT)
+def test_a_path_that_cannot_be_is_one_line(
+    to: str, path: str, tiny: Model, results: Results
+) -> None:
+    with pytest.raises((RequestError, cv.RunError)):
+        results.export(path, to, model=tiny)
+
+
+@pytest.mark.parametrize("to", OUT)
+def test_half_a_character_in_a_name_stops_nothing(
+    to: str, tiny: Model, results: Results, tmp_path: Path
+) -> None:
+    """As an editor may leave it in a results file."""
+    if to == "gguf":
+        pytest.importorskip("gguf")
+    for number in (0, 1):
+        results["validation_results"][number] |= {"concept": "a\ud800b"}
+    results.export(tmp_path / OUT[to], to, model=tiny)
+
+
+def test_results_that_name_a_vector_of_no_layer(tiny: Model, tmp_path: Path) -> None:
+    broken = results_of(tiny)
+    broken["validation_results"] = [entry(0, id="L09_N0000+", layer=9)]
+    for to in ("gguf", "neuronpedia", "hf"):
+        with pytest.raises(RequestError, match="no such vector"):
+            broken.export(tmp_path / to, to, model=tiny)
+
+
+def test_results_that_do_not_say_how_they_are_folded(tiny: Model, tmp_path: Path) -> None:
+    broken = results_of(tiny)
+    del broken["configuration"]["fold"]
+    with pytest.raises(RequestError, match="fold is None, expected both, final, none"):
+        broken.export(tmp_path / "x", "hf", model=tiny)
+    assert not (tmp_path / "x").exists()

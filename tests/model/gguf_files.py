@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from tests.conftest import make_tokenizer
 NORMAL, CONTROL = 1, 3  # kinds of tokens
 
 
-def save_gguf(hf: Any, arch: str, path: Path, kind: str = "F32") -> Path:
-    """Write a tiny network, in float32 or quantised."""
+def save_gguf(
+    hf: Any, arch: str, path: Path, kind: str = "F32", more: Callable[[Any], Any] | None = None
+) -> Path:
+    """Write a tiny network, in float32 or quantised; `more` adds to what is written."""
     import gguf
 
     config = hf.config
@@ -62,6 +65,8 @@ def save_gguf(hf: Any, arch: str, path: Path, kind: str = "F32") -> Path:
             )
         else:
             writer.add_tensor(f"{called}.weight", np.ascontiguousarray(array))
+    if more is not None:
+        more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

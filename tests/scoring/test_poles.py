@@ -158,3 +158,11 @@ def test_a_limit_is_a_number_of_rows(
 ) -> None:
     assert main(["poles", run, f"--limit={limit}"]) == 2
     assert f"--limit: got {limit}, expected a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arrays", [{}, {"concepts_json": []}, {"unknown": np.zeros(3)}])
+def test_a_table_of_another_version_is_a_bad_request(arrays: dict, tmp_path: Path) -> None:
+    """Sound and listed, and something else."""
+    RunFolder(tmp_path, cv.Config(), MODEL).save(PART, arrays | {"more": np.zeros(2)})
+    with pytest.raises(cv.RequestError, match="no sound table of scored poles"):
+        read_poles(tmp_path)

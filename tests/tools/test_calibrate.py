@@ -260,3 +260,29 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(
 def test_bad_numbers_are_refused_before_anything_is_loaded(capsys: Any) -> None:
     assert main(["calibrate", "--model", "nowhere/at-all", "--planted", "0"]) == 2
     assert "--planted: got 0, expected a whole number of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "cannot be read"),
+        ("[" * 99_999, "cannot be read"),
+        ("5", "none of conceptvec's"),
+        ("[]", "none of conceptvec's"),
+        ("{}", "none of conceptvec's"),
+        ('{"options": [], "configuration": {}, "model": {}}', "none of conceptvec's"),
+        ('{"options": {}, "configuration": {}, "model": {}}', "written by conceptvec None"),
+    ],
+)
+def test_a_file_of_the_same_name_stays(content: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / module.FILE
+    file.write_text(content)
+    with pytest.raises(RequestError, match=said):
+        check_folder(tmp_path, Config(device="cpu"), Options())
+    assert file.read_text() == content
+
+
+def test_what_json_cannot_hold_costs_no_calibration(found: dict[str, Any], tmp_path: Path) -> None:
+    broken = found | {"timings": {"calibrate": float("nan")}}
+    module.save_calibration(broken, tmp_path)
+    assert json.loads((tmp_path / module.FILE).read_text())["timings"] == {"calibrate": None}

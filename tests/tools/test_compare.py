@@ -10,10 +10,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from conceptvec import RequestError
 from conceptvec.cli import main
+from conceptvec.files import digest, pack, write_atomic
 from conceptvec.results import Results
 from conceptvec.show.figures import comparison
 from conceptvec.tools.compare import compare, comparison_table
@@ -141,20 +141,48 @@ def test_what_is_in_one_run_alone_says_why(runs: list[Path]) -> None:
     assert alone["other_id"] is alone["other_effect"] is alone["cosine"] is None
 
 
+def kept_sample(folder: Path, layer: int, neurons: list[int], listed: bool = True) -> Path:
+    """A run folder with the neurons of a layer, as Stage 1 keeps them."""
+    name = f"projections/layer_{layer:02d}.safetensors"
+    content = pack({"neurons": np.array(neurons, np.int32)})
+    write_atomic(folder / name, content)
+    manifest = dict.fromkeys(("configuration", "files", "model"), {})
+    manifest["parts"] = {name: digest(content)} if listed else {}
+    write_atomic(folder / "manifest.json", json.dumps(manifest).encode())
+    return folder / name
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
 @pytest.mark.parametrize(("neurons", "said"), [([3, 5], "no_candidate"), ([5], "not_examined")])
 def test_a_sample_that_lacks_the_neuron_is_named(
-    neurons: list[int], said: str, runs: list[Path]
+    neurons: list[int], said: str, given: str, runs: list[Path]
 ) -> None:
-    (runs[1] / "projections").mkdir()
-    part = {"neurons": np.array(neurons, np.int32)}
-    save_file(part, runs[1] / "projections" / "layer_03.safetensors")
+    kept_sample(runs[1], 3, neurons)
+    if given == "file":
+        runs[1] = runs[1] / "concept_vector_results_cpu.json"
     assert rows(compare(runs))["L03_N0003-"]["other_verdict"] == said
 
 
-def test_a_layer_that_was_left_out_is_not_examined(runs: list[Path]) -> None:
-    (runs[0] / "projections").mkdir()
-    gained = rows(compare(runs))["L00_N0004+"]
-    assert (gained["verdict"], gained["other_verdict"]) == ("not_examined", "validated")
+@pytest.mark.parametrize("how", ["damaged", "not listed", "gone"])
+def test_what_cannot_be_read_is_not_taken_for_a_sample(how: str, runs: list[Path]) -> None:
+    """A part that is damaged does not say that a neuron was left out."""
+    part = kept_sample(runs[1], 3, [5], listed=how != "not listed")
+    if how == "damaged":
+        part.write_bytes(part.read_bytes()[:-2])
+    elif how == "gone":
+        part.unlink()
+    assert rows(compare(runs))["L03_N0003-"]["other_verdict"] == "no_candidate"
+
+
+def test_a_layer_that_was_left_out_is_not_examined(tmp_path: Path) -> None:
+    """The results say so, with or without their folder."""
+    paths = []
+    for name, layers in (("first", [0, 1]), ("other", [0, 3])):
+        sample = document([entry(4) if name == "first" else entry(3)]) | {"layers": layers}
+        paths.append(Results(sample).save(tmp_path / f"{name}.json"))
+    alone = rows(compare(paths))
+    assert alone["L00_N0004+"]["other_verdict"] == "no_candidate"
+    assert alone["L03_N0003-"]["verdict"] == "not_examined"
 
 
 def test_a_run_is_the_same_as_itself(runs: list[Path]) -> None:
@@ -237,3 +265,16 @@ def test_one_run_alone_is_refused(runs: list[Path]) -> None:
     with pytest.raises(RequestError, match="two or more"):
         compare(runs[:1])
     assert main(["compare", str(runs[0])]) == 2
+
+
+@pytest.mark.parametrize("name", ["concept_vector_results_cpu.json", "notes.txt", "folder"])
+def test_the_figure_replaces_nothing_but_a_picture(name: str, runs: list[Path], capsys) -> None:
+    out = runs[0] / name
+    if name == "folder":
+        out.mkdir()
+    elif name == "notes.txt":
+        out.write_text("the user's")
+    before = out.read_bytes() if out.is_file() else None
+    assert main(["compare", *map(str, runs), "--out", str(out)]) == 2
+    assert f"--out: {out} is " in capsys.readouterr().err
+    assert before is None or out.read_bytes() == before

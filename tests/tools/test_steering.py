@@ -16,6 +16,7 @@ from conceptvec import RequestError
 from conceptvec.model.network import Model
 from conceptvec.results import Results
 from tests.documents import document, entry
+from tests.model.test_ambient import SETTINGS, state
 
 PROMPT = torch.tensor([[2, 10, 11, 12, 13]])
 NEW = 7
@@ -149,9 +150,13 @@ def test_nothing_stays_after_an_error(tiny: Model) -> None:
         ({"L01": 1.0}, "such as"),
         ({"L09_N0000+": 1.0}, "4 layers"),
         ({"L01_N0003+": float("nan")}, "finite number"),
+        ({"L01_N0003+": 1e39}, "finite number"),
+        ({"L01_N0003+": 10**400}, "finite number"),
+        ({"L01_N0003+": "4"}, "got the strength '4', expected a finite number"),
+        ({"L01_N0003+": None}, "finite number"),
     ],
 )
-def test_bad_requests(tiny: Model, strengths: dict[str, float], said: str) -> None:
+def test_bad_requests(tiny: Model, strengths: dict[str, Any], said: str) -> None:
     with pytest.raises(RequestError, match=said), cv.steer(tiny, strengths):
         pass
 
@@ -168,3 +173,79 @@ def test_a_removed_vector_is_a_column_of_zeros(tiny: Model) -> None:
 def test_a_vector_that_is_not_there_can_not_be_removed(tiny: Model) -> None:
     with pytest.raises(RequestError, match="24 neurons"), cv.damaging(tiny, ["L01_N0024+"]):
         pass
+
+
+@pytest.mark.parametrize("times", [float("nan"), float("inf"), None, "0"])
+def test_a_factor_that_is_no_number_is_refused(tiny: Model, times: Any) -> None:
+    with (
+        pytest.raises(RequestError, match="finite number"),
+        cv.damaging(tiny, ["L01_N0003+"], times),
+    ):
+        pass
+
+
+def test_one_name_is_no_list_of_names(tiny: Model) -> None:
+    with pytest.raises(RequestError, match="expected a list"), cv.damaging(tiny, "L01_N0003+"):
+        pass
+
+
+CONTEXTS = {
+    "steer": lambda model: cv.steer(model, {"L01_N0003+": 4.0, "L01_N0004-": 0.3}),
+    "damaging": lambda model: cv.damaging(model, ["L01_N0003+", "L01_N0004+", "L02_N0005-"]),
+}
+VALUES = ("float64", "bfloat16", "float16", "medium", "inference", "autocast", "device", "numpy")
+
+
+@pytest.mark.parametrize("setting", VALUES)
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_a_setting_of_the_session_changes_nothing(name: str, setting: str, tiny: Model) -> None:
+    """What is added is worked out under the libraries' own settings."""
+    with CONTEXTS[name](tiny):
+        expected = logits(tiny)
+    context = CONTEXTS[name](tiny)
+    with SETTINGS[setting]():
+        context.__enter__()
+    assert torch.equal(logits(tiny), expected)
+    context.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_the_users_own_pass_keeps_its_settings(name: str, setting: str, tiny: Model) -> None:
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("an old torch, whose setting is read otherwise")
+    with SETTINGS[setting]():
+        before = state()
+        with CONTEXTS[name](tiny):
+            assert state() == before
+            seen = []
+            hook = tiny.norm.register_forward_hook(lambda *_: seen.append(state()))
+            if setting != "device":  # on which there is nothing to compute with
+                tiny.hf(input_ids=PROMPT, use_cache=False)
+                assert seen == [before]
+            hook.remove()
+        assert state() == before
+
+
+def test_gradients_pass_through(tiny: Model) -> None:
+    """A session may train something of its own on the steered model."""
+    states = tiny.decoder.get_input_embeddings()(PROMPT).detach().requires_grad_()
+    with cv.damaging(tiny, ["L01_N0003+"]), cv.steer(tiny, {"L01_N0004+": 2.0}):
+        tiny.hf(inputs_embeds=states, use_cache=False).logits.sum().backward()
+    assert states.grad is not None and bool(states.grad.abs().sum() > 0)
+
+
+def test_under_autocast_a_removed_vector_is_gone(tiny: Model) -> None:
+    """The product is rounded once, with the output, and not before."""
+    place = tiny.layers[1].mlp.down_proj
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    watch = place.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+    with cv.damaging(tiny, ["L01_N0003+"]):
+        told = place.register_forward_hook(lambda _, __, output: seen.append((output, output)))
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            tiny.hf(input_ids=PROMPT, use_cache=False)
+    (activations, clean), (damaged, _) = seen
+    exact = clean.float() - activations[..., 3:4].float() * place.weight[:, 3].detach()
+    assert torch.equal(damaged, exact.to(damaged.dtype))
+    for handle in (watch, told):
+        handle.remove()
