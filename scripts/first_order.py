@@ -35,7 +35,8 @@ from conceptvec.streams import rng
 from conceptvec.validation.replay import Replay
 
 PASSAGES = 24
-LONGEST = 64
+LONGEST = 64  # tokens of a passage
+WORDS = 6  # occurrences of the concepts' words in it, at least
 BATCH_ROWS = 64
 LARGEST = 2  # of a layer's draws, left out in a second figure
 
@@ -102,7 +103,7 @@ def main() -> None:
     """Measure and print."""
     run_folder = sys.argv[1]
     how = sys.argv[2] if len(sys.argv) > 2 else "even"
-    count = int(sys.argv[3]) if len(sys.argv) > 3 else 12
+    draws = int(sys.argv[3]) if len(sys.argv) > 3 else 12
     manifest = json.loads((Path(run_folder) / "manifest.json").read_text(encoding="utf-8"))
     config = Config(**manifest["configuration"] | {"out": run_folder})
     model = load_model(config)
@@ -114,7 +115,8 @@ def main() -> None:
     found = occurrences(text.passages, text.words)
     stream = rng(config.seed, "first order against ablation")
     short = np.flatnonzero(text.passages.lengths <= LONGEST)
-    rich = np.intersect1d(short, found.passage)
+    count = np.bincount(found.passage, minlength=len(text.passages))
+    rich = short[count[short] >= min(WORDS, count[short].max())]
     numbers = np.sort(stream.permutation(rich)[:PASSAGES])
     passages = [text.passages.passage(int(number)) for number in numbers]
     targets = rows.targets_of(found.passage, found.position, found.word, config.seed)
@@ -151,7 +153,7 @@ def main() -> None:
                 "mean": by_concept(mean[layer], concept),
             }
             ranked = np.argsort(-np.abs(of_layer["zero"]).max(0), kind="stable")
-            for place, rank in enumerate(drawn_ranks(how, count, len(ranked), stream)):
+            for place, rank in enumerate(drawn_ranks(how, draws, len(ranked), stream)):
                 neuron = int(ranked[rank])
                 order.append(place)
                 for kind, value in (("zero", 0.0), ("mean", float(means[layer, neuron]))):
