@@ -197,13 +197,13 @@ results
     ("texts-text", "", """
 ## The text with and without a vector
 
-The three best vectors. The model goes on from the same beginning: as it is, without the vector, and with five times
-what the vector writes.
+The model goes on from the same beginning: as it is, without the vector, and with five times what the vector writes.
+The three best vectors of different concepts, those first whose removal changes their text.
 """),
     ("texts", "", "cv.texts(results)"),
     ("texts-look-text", "", """
-*Look at:* the concept's word, gone in the second line and everywhere in the third. One vector of thousands often
-changes nothing in one text: the drop above is a mean over many. *A bad sign:* the second line is no language any more.
+*Look at:* the concept's word, gone in the second line, more of it in the third. One vector of thousands often changes
+nothing in one text: the drop above is a mean over many. *A bad sign:* the second line is no language any more.
 """),
     ("figures-text", "", """
 ## Figures

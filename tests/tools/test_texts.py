@@ -33,8 +33,18 @@ def test_different_concepts_come_first() -> None:
     assert [text["id"] for text in cv.texts(run)] == ["L00_N0000+", "L00_N0002+", "L00_N0001+"]
 
 
+def test_a_text_that_changes_comes_first() -> None:
+    run = run_of("animals", "colors", "food")
+    run["validation_results"][0]["continuations"] = [
+        {"prompt": "The", **WAYS, "removed": WAYS["clean"]}
+    ]
+    assert [text["concept"] for text in cv.texts(run)] == ["colors", "food", "animals"]
+    assert repr(cv.texts(run, limit=1)).startswith("3 validated vectors with a text; ")
+    assert "changes 2 of the texts" in cv.texts(run)._repr_html_()
+
+
 def test_all_three_texts_are_shown_on_one_line_each() -> None:
-    shown = repr(cv.texts(run_of("animals"), limit=1)).splitlines()
+    shown = repr(cv.texts(run_of("animals"), limit=1)).splitlines()[2:]
     assert shown[1] == "  The two …"
     assert [line.split(":")[1].strip() for line in shown[2:]] == ["dogs ran", HOSTILE, "dog dog"]
 
