@@ -1,4 +1,4 @@
-"""Find concept vectors in Gemma 3 and prove by causal damage that they matter.
+"""Find concept vectors in Gemma 3 and test by causal damage whether they matter.
 
 The package is lazy: ``import conceptvec`` loads no torch. Data flows one way: configuration → model
 → extraction → scoring → validation → results → figures.
@@ -21,8 +21,10 @@ if TYPE_CHECKING:  # for editors: what is loaded on first use
     from conceptvec.scoring.lexicon import score_tokens
     from conceptvec.scoring.stage import score
     from conceptvec.show.explorer import explore
+    from conceptvec.tools.find import find
     from conceptvec.tools.scan_table import scan
     from conceptvec.tools.steering import damaging, steer
+    from conceptvec.tools.texts import texts
 
 __all__ = [
     "Config",
@@ -31,6 +33,7 @@ __all__ = [
     "damaging",
     "explore",
     "extract",
+    "find",
     "load_model",
     "load_results",
     "open_run",
@@ -40,6 +43,7 @@ __all__ = [
     "score",
     "score_tokens",
     "steer",
+    "texts",
     "validate",
 ]
 _HOME = {
@@ -49,6 +53,7 @@ _HOME = {
     "damaging": "tools.steering",
     "explore": "show.explorer",
     "extract": "extraction.stage",
+    "find": "tools.find",
     "load_model": "model.network",
     "load_results": "results",
     "open_run": "pipeline",
@@ -58,6 +63,7 @@ _HOME = {
     "score": "scoring.stage",
     "score_tokens": "scoring.lexicon",
     "steer": "tools.steering",
+    "texts": "tools.texts",
     "validate": "pipeline",
 }
 

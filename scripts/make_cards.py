@@ -1,8 +1,9 @@
 """Write a run as a page of Markdown: what was asked of what, the controls, and twelve vectors as cards.
 
-    python scripts/make_cards.py RUN NAME docs/PAGE.md
+    python scripts/make_cards.py RUN NAME docs/PAGE.md     the page, and its picture docs/PAGE.png
+    python scripts/make_cards.py RUN NAME docs/PAGE.png    the picture alone
 
-NAME says in words what the model is. The cards are the validated vectors with the largest drop: the
+NAME says in words what the model is. The picture shows the drops of every vector that was damaged. The cards are the validated vectors with the largest drop: the
 best of each concept first, then the next ones.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import conceptvec as cv
+from conceptvec.show.figures import drops, save_figure
 from conceptvec.text import number, printable, table
 
 CARDS = 12
@@ -28,10 +30,11 @@ ROLES = {
 }
 
 
-def page(results: Mapping[str, Any], name: str) -> str:
-    """The whole page."""
+def page(results: Mapping[str, Any], name: str, picture: str) -> str:
+    """The whole page; `picture` is the file beside it."""
     blocks = [
         f"# {name}",
+        f"![What the model loses when a vector is damaged]({picture})",
         *source(results, name),
         "## Verdicts by concept",
         by_concept(results),
@@ -176,7 +179,10 @@ def probability(log_p: float) -> str:
 def main() -> None:
     """Write the page."""
     run, name, out = sys.argv[1:4]
-    Path(out).write_text(page(cv.load_results(run), name), encoding="utf-8")
+    results, path = cv.load_results(run), Path(out)
+    picture = save_figure(drops(results), path.with_suffix(".png"))
+    if path != picture:
+        path.write_text(page(results, name, picture.name), encoding="utf-8")
 
 
 if __name__ == "__main__":

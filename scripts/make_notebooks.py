@@ -1,11 +1,13 @@
 """Write both notebooks from the one source below, check that they have not drifted from it, or run them.
 
-    python scripts/make_notebooks.py             write both, without outputs
-    python scripts/make_notebooks.py --check     exit 1 where a notebook differs from the source (outputs aside)
-    python scripts/make_notebooks.py --execute   write both with the outputs of one run on the demo model and the CPU
+    python scripts/make_notebooks.py                 write both, without outputs
+    python scripts/make_notebooks.py --check         exit 1 where a notebook differs from the source (outputs aside)
+    python scripts/make_notebooks.py --execute PATH  write both with the outputs of one run on the CPU; PATH is the
+                                                     folder or the GGUF file of the model that SAVED names
 
 A cell is (name, variant, text): variant "" stands in both notebooks, "mps" or "cuda" in one of them. Names in double
-angle brackets are filled in per notebook; the repository's address comes from pyproject.toml.
+angle brackets are filled in per notebook; the repository's address comes from pyproject.toml. The cells that have an
+output outside Colab are the same in both, so one run serves both.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 ADDRESS = re.search(r'^Repository = "(.+)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)[1]  # type: ignore
 FILES = {"mps": "concept-vectors-gemma3.ipynb", "cuda": "concept-vectors-gemma3-cuda.ipynb"}
-DEMO = {"model": "demo", "device": "cpu"}  # what --execute sets after the parameters cell
+DEMO = {"model": "demo", "device": "cpu"}  # what the tests set after the parameters cell
+SAVED = "Gemma 3 270M (4-bit release Q4_K_M) in float32 on a CPU"  # what --execute runs on
+SAVED_NAME = "gemma-3-270m"
+SAVED_PARAMETERS = {"device": "cpu", "layers": "8-13", "max_vectors": 300, "corpus_tokens": 8000}
 LIMIT = 1_500_000  # bytes of a notebook with its outputs
 TITLES = {"mps": "on Apple Silicon (MPS)", "cuda": "on CUDA (Colab, workstation, cluster)"}
 
@@ -30,11 +35,10 @@ CELLS = [
 # Concept vectors in Gemma 3, <<title>>
 
 A **value vector** is a column of an MLP's `down_proj`: what one neuron writes into the residual stream. This notebook
-finds the value vectors whose promoted tokens belong to one concept, then damages each of them in real forward passes
-and measures whether the model loses that concept and nothing else. [Code and method](<<address>>)
+finds the value vectors whose promoted tokens belong to one concept. Then it removes each of them in real forward
+passes and measures whether the model loses that concept and nothing else. [Code and method](<<address>>)
 
-*The outputs saved in this file come from one run on the small built-in model `demo` on a CPU. Your own run replaces
-them; nothing in them was measured on Gemma's weights.*
+*The outputs saved in this file come from one run on <<saved>>. Your own run replaces them.*
 """),
     ("badge", "cuda", """
 [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](<<colab>>)
@@ -56,16 +60,29 @@ if "google.colab" in sys.modules:
 In a terminal, on macOS 14 or later with Python 3.10 or later:
 `pip install "conceptvec[notebook] @ git+<<address>>"`, then open this notebook with that environment's kernel.
 """),
+    ("first-text", "", """
+## Two seconds, no model
+
+A vector promotes a list of words. The scorer says which concept such a list stands for. Change the words and run the
+cell again: two concepts in one list are `mixed`, one word in many forms is `lexical`, anything else is `none`.
+"""),
+    ("first", "", """
+import conceptvec as cv
+
+cv.score_tokens([" dog", " cats", "狗", " horse", " puppy"])
+"""),
     ("parameters-text", "", """
 ## Parameters
 
-All that there is to set. `max_vectors` neurons per layer are drawn at random (`None`: all of them). `concepts` takes
-the path of a concepts file of your own; `None` means the twelve that are built in. `out` is the run folder
-(`None`: `runs/<model>-<device>`).<<drive_text>>
+All that there is to set. **Run everything once with `model = "demo"`:** it is inside the package and takes about a
+minute. Then choose a real model: an id of the Hub, a local folder, or a `.gguf` file. `max_vectors` neurons per layer
+are drawn at random (`None`: all of them). `concepts` takes a concepts file of your own or words such as
+`"birds=robin,eagle,owl"`; `None` means the twelve that are built in. `out` is the run folder (`None`:
+`runs/<model>-<device>`).<<drive_text>>
 """),
     ("parameters", "", """
 # @title Parameters
-model = "google/gemma-3-1b-it"  # @param ["google/gemma-3-1b-it", "demo"] {allow-input: true}
+model = "demo"  # @param ["demo", "google/gemma-3-270m", "google/gemma-3-1b-it"] {allow-input: true}
 device = "<<device>>"  # @param ["<<device>>", "auto", "cpu"] {allow-input: true}
 layers = "all"  # @param {type: "string"}
 max_vectors = 1000  # @param {type: "raw"}
@@ -90,11 +107,11 @@ if drive_folder and "google.colab" in sys.modules:
 Three stages: project every chosen value vector onto the vocabulary, score the token lists, damage the candidates.
 The next cell downloads nothing: it checks memory, time, disk and your access to the model.
 
-Gemma 3 is gated. Accept its licence at <https://huggingface.co/google/gemma-3-1b-it>, then <<login>>. Without access
-set `model = "demo"` above to see everything on the small built-in model; the notebook never switches by itself.
+`demo` needs no token. Google's ids are gated: accept the licence at <https://huggingface.co/google/gemma-3-1b-it>,
+make a token at <https://huggingface.co/settings/tokens>, <<login>>. The notebook never switches to
+another model by itself.
 """),
     ("config", "", """
-import conceptvec as cv
 from conceptvec.show import figures
 from conceptvec.tools.preflight import preflight
 
@@ -116,8 +133,8 @@ preflight(config)
     ("stage1-text", "", """
 ## Stage 1: project the value vectors onto the vocabulary
 
-Exact top and bottom tokens of every chosen neuron. Finished layers are kept in the
-run folder: run the notebook again after an interruption and it goes on from there.
+Exact top and bottom tokens of every chosen neuron. Finished layers are kept in the run folder: run the notebook again
+after an interruption and it goes on from there.
 """),
     ("stage1", "", """
 lm = cv.load_model(config)
@@ -125,34 +142,88 @@ folder = cv.open_run(lm, config)
 candidates = cv.extract(lm, config, folder)
 candidates
 """),
+    ("stage1-look-text", "", """
+*Look at:* lists that say one thing. These are the tidiest; most of the others are not. *A bad sign:* fragments of words
+in every row, which means a wrong tokenizer or a damaged file.
+"""),
+    ("find-text", "", """
+## Look for words of your own
+
+`find` searches every neuron of the model, both poles. Case and inflection do not matter. Try a name, a product, a place.
+"""),
+    ("find", "", """
+cv.find(["Monday", "Friday"], config, limit=5)
+"""),
     ("stage2-text", "", """
 ## Stage 2: which poles stand for a concept
 
 A rule without a language model: distinct words of one concept among the tokens, compared with random directions.
 """),
     ("stage2", "", """
-scored = cv.score(candidates, lm, config)
+scored = cv.score(candidates, lm, config, folder)
 scored
+"""),
+    ("stage2-look-text", "", """
+*Look at:* whether you would give the same name to the list. *A bad sign:* one concept takes nearly all of the table.
+"""),
+    ("own-text", "", """
+## A concept of your own, in seconds
+
+Write a name and some words. Stage 2 scores the same lists again for them; nothing is saved, and the run stays as it
+is. To test such a concept by damage, put the same line into `concepts` above.
+"""),
+    ("own", "", """
+from dataclasses import replace
+
+own = "furniture=chair,table,bench,door,box,lamp,shelf,desk,sofa"
+cv.score(candidates, lm, replace(config, concepts=own))
 """),
     ("stage3-text", "", """
 ## Stage 3: damage the candidates
 
-The model writes running text. A first-order scan says which candidates it uses for their concept; what passes is
+The model writes running text. A first-order scan says which candidates it uses for their concept. What passes is
 removed where it acts, and compared with other positions. Null neurons and moved vectors pass through the same door.
-Drops are log-probability lost on the true next token, in nats; a drop far from zero elsewhere would be a bad sign.
+Drops are log-probability lost on the true next token, in nats.
 """),
     ("stage3", "", """
 results = cv.validate(scored, lm, config, folder)
 results
 """),
+    ("figure-drops", "", "figures.drops(results)"),
+    ("figure-drops-text", "", """
+*Look at:* green points high up and at the left: the concept is lost, other words are not. *A bad sign:* grey points
+(controls) up there too, or points along the diagonal, where a vector hurts everything.
+"""),
+    ("texts-text", "", """
+## The text with and without a vector
+
+The model goes on from the same beginning: as it is, without the vector, and with five times what the vector writes.
+The three best vectors of different concepts, those first whose removal changes their text.
+"""),
+    ("texts", "", "cv.texts(results)"),
+    ("texts-look-text", "", """
+*Look at:* the concept's word, gone in the second line, more of it in the third. One vector of thousands often changes
+nothing in one text: the drop above is a mean over many. *A bad sign:* the second line is no language any more.
+"""),
     ("figures-text", "", """
 ## Figures
 """),
     ("figure-funnel", "", "figures.funnel(results)"),
+    ("figure-funnel-text", "", """
+*Look at:* how much each step sorts out. *A bad sign:* nearly all candidates pass the last one.
+"""),
     ("figure-scores", "", "figures.score_distribution(results)"),
+    ("figure-scores-text", "", """
+*Look at:* poles above the threshold where random directions have none. *A bad sign:* both curves alike there.
+"""),
     ("figure-concepts", "", "figures.concept_distribution(results)"),
+    ("figure-concepts-text", "", """
+*Look at:* how many candidates of each concept are validated. *A bad sign:* a concept with many candidates and none.
+"""),
     ("figure-layers", "", "figures.layer_by_concept(results)"),
-    ("figure-drops", "", "figures.drops(results)"),
+    ("figure-layers-text", "", """
+*Look at:* the layers where the validated ones sit, mostly the later half. *A bad sign:* one layer holds them all.
+"""),
     ("explorer-text", "", """
 ## Explorer
 
@@ -162,6 +233,10 @@ amplify the chosen vector and see its continuation change. A saved page can't sh
 """),
     ("explorer", "", "cv.explore(results, lm)"),
     ("figure-card", "", "figures.vector_card(results)"),
+    ("figure-card-text", "", """
+*Look at:* tokens, contexts and damage that tell the same story. *A bad sign:* the unrelated drop is as high as the
+concept's.
+"""),
     ("export-text", "", """
 ## Export
 
@@ -177,11 +252,21 @@ report = results.to_html(folder.path / "report.html")
 _DRIVE = 'drive_folder = ""  # @param {type: "string"}\n'
 _DRIVE_TEXT = """ On Colab, name a `drive_folder` to keep the run in your Google Drive: a lost
 runtime then goes on where it stopped."""
+_LOGIN = "and run `hf auth login` in a terminal"
+_LOGIN_COLAB = """and give it to the notebook. On Colab: the key symbol at the
+left, *Add new secret*, the name `HF_TOKEN`, the token as its value, *Notebook access* on. Elsewhere: run
+`hf auth login` in a terminal"""
 _DOWNLOAD = """if "google.colab" in sys.modules:
     from google.colab import files
 
     files.download(str(path))
 """
+
+
+def _settings(parameters: dict[str, Any]) -> str:
+    """What was set besides the device, as the end of a sentence."""
+    settings = ", ".join(f"`{k} = {v!r}`" for k, v in parameters.items() if k != "device")
+    return f" with {settings}" if settings else ""
 
 
 def build(variant: str) -> dict[str, Any]:
@@ -191,8 +276,8 @@ def build(variant: str) -> dict[str, Any]:
     fill = {
         "title": TITLES[variant], "address": ADDRESS, "device": variant,
         "colab": f"{colab}/blob/main/notebooks/{FILES[variant]}",
-        "login": ("on Colab store a token as the secret `HF_TOKEN`, elsewhere run `hf auth login`" if cuda
-                  else "run `hf auth login` in a terminal"),
+        "login": _LOGIN_COLAB if cuda else _LOGIN,
+        "saved": SAVED + _settings(SAVED_PARAMETERS),
         "drive": _DRIVE if cuda else "", "drive_text": _DRIVE_TEXT if cuda else "", "download": _DOWNLOAD if cuda else "",
     }  # fmt: skip
     cells = []
@@ -228,7 +313,7 @@ def bare(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def execute(
-    notebook: dict[str, Any], folder: Path, parameters: dict[str, Any], timeout: int = 900
+    notebook: dict[str, Any], folder: Path, parameters: dict[str, Any], timeout: int | None = 900
 ) -> dict[str, Any]:
     """Run a notebook headless in a folder, with parameters set in a cell after the parameters cell.
 
@@ -276,6 +361,34 @@ def tidy(notebook: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def execute_saved(model: Path) -> dict[str, list[dict[str, Any]]]:
+    """The outputs of one run on a real model, by the cell's id.
+
+    The model gets a name beside the run, so that no path of this machine stands in an output.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        name = SAVED_NAME + (model.suffix if model.is_file() else "")
+        Path(folder, name).symlink_to(model.resolve())
+        parameters = {"model": name} | SAVED_PARAMETERS
+        ran = tidy(execute(build("cuda"), Path(folder), parameters, timeout=None))
+        text = json.dumps(ran, ensure_ascii=False)
+        for path in (folder, str(model.resolve()), str(ROOT), str(Path.home())):
+            if path in text:
+                raise SystemExit(f"an output names {path}: ... {text.split(path)[0][-200:]}")
+    return {cell["id"]: cell["outputs"] for cell in ran["cells"] if cell["cell_type"] == "code"}
+
+
+def with_outputs(
+    notebook: dict[str, Any], outputs: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """A notebook with the outputs of a run, cell by cell."""
+    cells = [
+        cell | ({"outputs": outputs[cell["id"]]} if cell.get("outputs") == [] else {})
+        for cell in notebook["cells"]
+    ]
+    return notebook | {"cells": cells}
+
+
 def write(path: Path, notebook: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(
@@ -289,28 +402,28 @@ def main() -> int:
         "--check", action="store_true", help="exit 1 where a notebook differs from the source"
     )
     parser.add_argument(
-        "--execute", action="store_true", help="run both on the demo model and keep the outputs"
+        "--execute",
+        type=Path,
+        metavar="PATH",
+        help=f"run on {SAVED}, a folder or a GGUF file, and keep the outputs",
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "notebooks", help="where the notebooks are"
     )
     args = parser.parse_args()
     status = 0
+    outputs = execute_saved(args.execute) if args.execute else None
     for variant, name in FILES.items():
         path, notebook = args.out / name, build(variant)
         if args.check:
             if not path.is_file() or bare(json.loads(path.read_text("utf-8"))) != notebook:
                 print(
-                    f"{path} differs from its source; run python scripts/make_notebooks.py --execute"
+                    f"{path} differs from its source; run python scripts/make_notebooks.py --execute PATH"
                 )
                 status = 1
             continue
-        if args.execute:
-            with tempfile.TemporaryDirectory() as folder:
-                ran = tidy(execute(notebook, Path(folder), DEMO))
-            notebook = ran | {
-                "metadata": notebook["metadata"]
-            }  # the kernel's own version is of no interest
+        if outputs is not None:
+            notebook = with_outputs(notebook, outputs)
         write(path, notebook)
         size = path.stat().st_size
         print(f"{path}: {size:,} bytes")

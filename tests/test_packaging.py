@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 import conceptvec
+from conceptvec.cli.commands import COMMANDS
+from conceptvec.cli.options import parser
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -103,6 +106,34 @@ def test_version_stands_in_one_place(file: str, form: str) -> None:
 def test_readme_begins_with_the_two_commands(word: str) -> None:
     line = next(line for line in text("README.md").splitlines() if word in line)
     assert line.startswith(INSTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """The command lines of the program in a page's shell blocks, without what comes before it."""
+    blocks = re.findall(r"```bash\n(.+?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    matches = [re.search(r"(?:^|[ /])conceptvec ([a-z].*)", line) for line in lines]
+    return [match[1] for match in matches if match]
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHOWN = [(page.name, line) for page in PAGES for line in commands(page)]
+
+
+def test_the_pages_show_commands() -> None:
+    assert len(SHOWN) > 10
+
+
+@pytest.mark.parametrize(("page", "line"), SHOWN, ids=[line[:40] for _, line in SHOWN])
+def test_a_shown_command_is_one(page: str, line: str) -> None:
+    arguments = parser(COMMANDS).parse_args(shlex.split(line, comments=True))
+    assert arguments.command, page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_a_link_of_a_page_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_readme_names_what_the_demo_gave() -> None:

@@ -68,11 +68,11 @@ def report(arguments: argparse.Namespace) -> Answer:
 
 def find(arguments: argparse.Namespace) -> Answer:
     """``conceptvec find``."""
-    from conceptvec.tools.find import find, found_table
+    from conceptvec.tools.find import find
 
     config, asked = config_of(arguments), given(arguments)
     answer = find(arguments.words, config, arguments.limit, arguments.run, asked)
-    return Answer(answer, lambda: found_table(answer))
+    return Answer(answer, lambda: repr(answer))
 
 
 def scan(arguments: argparse.Namespace) -> Answer:

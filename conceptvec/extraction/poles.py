@@ -64,6 +64,11 @@ class Projections:
             return self.top_ids, self.top_values
         return self.bottom_ids, self.bottom_values
 
+    def sharpness(self, sign: str, first: int) -> np.ndarray:
+        """How far a pole's first tokens stand out of the readout, in its own deviations: (n,)."""
+        distance = np.abs(self.pole(sign)[1][:, :first] - self.mean[:, None]).mean(1)
+        return distance / np.sqrt(np.maximum(self.variance, np.finfo(float).tiny))
+
 
 def make_projector(model: Weights, top_k: int) -> tuple[Projector, list[str], torch.Tensor]:
     """The projector of a model, its tokens' texts, and the mask of tokens that are never shown."""

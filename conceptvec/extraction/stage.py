@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,13 @@ from conceptvec.extraction.projection import Projector
 from conceptvec.identity import EXTRACTION, Record
 from conceptvec.model.ambient import set_aside
 from conceptvec.model.weights import Weights
-from conceptvec.records import SIGNS, Pole
+from conceptvec.records import SIGNS, Pole, Sign
 from conceptvec.runfolder import Parts, Task
 from conceptvec.text import html_table, notebook_html, words_of
 
 logger = logging.getLogger(__name__)
 
-SHOWN_ROWS, SHOWN_TOKENS = 10, 8  # in a notebook cell
+SHOWN_ROWS, SHOWN_TOKENS = 10, 12  # in a notebook cell
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,35 @@ class Candidates:
         )
 
     def _repr_html_(self) -> str:
-        """The neurons whose readouts have the heaviest tails."""
-        rows = [(layer, row) for layer in self.layers for row in range(len(layer.neurons))]
-        rows.sort(key=lambda at: -at[0].kurtosis[at[1]])
+        """The poles whose lists are easiest to read."""
         body = []
-        for layer, row in rows[:SHOWN_ROWS]:
+        for projections, sign, row in self._readable():
+            pole = Pole(projections.layer, int(projections.neurons[row]), sign)
+            ids = projections.pole(sign)[0][row][:SHOWN_TOKENS]
+            body.append([pole.id, words_of(self.tokens[token] for token in ids)])
+        table = html_table(body, ("vector", "tokens, strongest first"))
+        about = f"{self!r}. The lists with the most whole words, and of these the sharpest:"
+        return notebook_html(f"<p>{escape(about)}</p>{table}")
+
+    def _readable(self) -> list[tuple[Projections, Sign, int]]:
+        """The poles with the most whole words among their first tokens, then the sharpest."""
+        whole = np.array([is_whole_word(token) for token in self.tokens])  # (V,)
+        places = list[tuple[Projections, Sign, int]]()
+        keys = list[tuple[float, float]]()
+        for projections in self.layers:
             for sign in SIGNS:
-                pole = Pole(layer.layer, int(layer.neurons[row]), sign)
-                ids = layer.pole(sign)[0][row][:SHOWN_TOKENS]
-                words = words_of(self.tokens[i] for i in ids)
-                body.append([pole.id, f"{layer.kurtosis[row]:.1f}", words])
-        table = html_table(body, ("vector", "excess kurtosis", "tokens"))
-        return notebook_html(f"<p>{self!r}</p>{table}")
+                words = whole[projections.pole(sign)[0][:, :SHOWN_TOKENS]].sum(1)  # (n,)
+                sharpness = projections.sharpness(sign, SHOWN_TOKENS)
+                for row in np.lexsort((-sharpness, -words))[:SHOWN_ROWS]:
+                    places.append((projections, sign, int(row)))
+                    keys.append((-float(words[row]), -float(sharpness[row])))
+        best = sorted(range(len(places)), key=keys.__getitem__)[:SHOWN_ROWS]
+        return [places[number] for number in best]
+
+
+def is_whole_word(token: str) -> bool:
+    """Whether a token is a word by itself: a space, then three letters or more."""
+    return token[:1] == " " and len(token) > 3 and token[1:].isalpha()
 
 
 @set_aside

@@ -163,7 +163,7 @@ class Weights:
     def fingerprint(self) -> str:
         """SHA-256 over all that decides a result: the same, streamed or loaded."""
         vocabulary = self.tokenizer.get_vocab()
-        pieces = self.tokenizer(probe(vocabulary))["input_ids"]
+        pieces = self.tokenizer(probe(vocabulary), verbose=False)["input_ids"]
         return fingerprint(self.source.config, vocabulary, pieces, self.dtype, self._tensors())
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

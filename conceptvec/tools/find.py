@@ -35,10 +35,10 @@ from conceptvec.records import Pole, Sign
 from conceptvec.runfolder import Arrays, manifests, read_part
 from conceptvec.scoring.evidence import TINY
 from conceptvec.scoring.words import lemma, normalise
-from conceptvec.text import number, plain, printable, table, words_of
+from conceptvec.text import plain
+from conceptvec.tools.found import Found
 
 SHOWN_TOKENS = 15
-SHOWN_IN_TABLE = 8
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def find(
     limit: int = 20,
     run: str | Path | None = None,
     asked: Collection[str] | None = None,
-) -> dict[str, Any]:
+) -> Found:
     """The poles that promote the words most.
 
     Args:
@@ -161,15 +161,17 @@ def find(
         for sign in readouts.by_sign:
             matches += _best(readouts, sign, vocabulary.starts, limit)
     matches = sorted(matches, key=lambda m: (-float(plain(m.standing) or 0), m.pole.id))[:limit]
-    return {
-        "words": {word: [texts[token] for token in tokens] for word, tokens in forms.items()},
-        "model": model.name,
-        "revision": model.revision,
-        "fold": config.fold,
-        "source": "weights" if run is None else str(run),
-        "neurons_examined": examined,
-        "results": _described(matches, model, vocabulary, config.fold),
-    }
+    return Found(
+        {
+            "words": {word: [texts[token] for token in tokens] for word, tokens in forms.items()},
+            "model": model.name,
+            "revision": model.revision,
+            "fold": config.fold,
+            "source": "weights" if run is None else str(run),
+            "neurons_examined": examined,
+            "results": _described(matches, model, vocabulary, config.fold),
+        }
+    )
 
 
 def _best(readouts: Readouts, sign: Sign, starts: np.ndarray, limit: int) -> list[Match]:
@@ -311,29 +313,3 @@ def _described(
             }
         )
     return results
-
-
-def found_table(answer: dict[str, Any]) -> str:
-    """The answer of `find` as text."""
-    rows = []
-    for pole in answer["results"]:
-        best_forms = (
-            f"{printable(form['token'].strip())} #{form['rank']}" for form in pole["words"].values()
-        )
-        rows.append(
-            [
-                pole["id"],
-                number(pole["standing"], 1),
-                number(pole["strength"], 1),
-                ", ".join(best_forms),
-                words_of(token for token, _ in pole["top_tokens"][:SHOWN_IN_TABLE]),
-            ]
-        )
-    forms = "; ".join(f"{word}: {printable(' | '.join(f))}" for word, f in answer["words"].items())
-    headers = ("vector", "standing", "strength", "best form and its rank", "tokens")
-    return (
-        f"{answer['neurons_examined']:,} neurons of {answer['model']}, forms {forms}\n\n"
-        f"{table(rows, headers)}\n\n"
-        "Strength: the words' mean readout in standard deviations of the neuron's own; "
-        "standing: that, against its layer's neurons."
-    )

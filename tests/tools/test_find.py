@@ -169,3 +169,9 @@ def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("arguments", [[" "], ["red", "--limit", "0"]])
 def test_bad_requests(arguments: list[str]) -> None:
     assert main(["find", *arguments, "--device", "cpu"]) == 2
+
+
+def test_the_answer_shows_itself(config: Config) -> None:
+    answer = find(["dog"], config, limit=3)
+    assert repr(answer).startswith(f"{NEURONS} neurons of ")
+    assert answer._repr_html_().count("<tr>") == 4  # the head and three poles
