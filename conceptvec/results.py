@@ -243,12 +243,15 @@ def _validation_part(
             "text": None,
             "scan_overview": None,
         }
-    passages = by_scan.scan.passages
+    from conceptvec.validation.by_concept import with_effects
+
+    scan, passages = by_scan.scan, by_scan.scan.passages
+    tested = [by_scan.marked(entry) for entry in validation.entries]
     return {
         "verdicts": dict(sorted(Counter(e["verdict"] for e in validation.entries).items())),
-        "validation_results": [by_scan.marked(entry) for entry in validation.entries],
+        "validation_results": with_effects(tested, scan),
         "null_calibration": validation.null_calibration,
-        "effect_only": by_scan.effect_only,
+        "effect_only": with_effects(by_scan.effect_only, scan),
         "scan_overview": by_scan.overview,
         "concept_sets": validation.sets,
         "text": {
