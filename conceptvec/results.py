@@ -89,11 +89,16 @@ class Results(dict[str, Any]):
         """Write the document as JSON, atomically, after checking it against the schema."""
         return save_document(self, path)
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file: summary, figures, a table, a card per vector."""
+    def to_html(self, path: str | Path, run: str | Path | None = None) -> Path:
+        """Write one self-contained HTML file: summary, figures, tables, a card per vector.
+
+        Args:
+            path: the HTML file.
+            run: the run folder; with it every scored pole is listed too.
+        """
         from conceptvec.show.report import to_html
 
-        return to_html(self, path)
+        return to_html(self, path, run)
 
     def table(self) -> Any:
         """One row for each candidate, as a DataFrame of pandas."""
