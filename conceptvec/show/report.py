@@ -165,10 +165,10 @@ def _note(text: str) -> str:
 
 def _how_to_test(document: Mapping[str, Any]) -> str:
     if document["pipeline_stats"]["tested_vectors"] is not None:
-        return "Without prompts or words in the text there was nothing to test them on."
+        return "Stage 3 did not damage them."
     return (
-        "They were named from the weights alone; `conceptvec run` without --stages, and with "
-        "this run's other options and --out, damages them and gives the verdicts."
+        "They were named from the weights alone: the same `conceptvec run`, with the same --out "
+        "and without --stages, damages them and gives the verdicts."
     )
 
 

@@ -17,7 +17,7 @@ from conceptvec.show.tables import (
     group_rows,
     result_rows,
 )
-from conceptvec.text import DASH, printable
+from conceptvec.text import DASH, number, printable
 
 POLE_HEADERS = ("id", "answer", "score", "strongest effect", "words")
 SEARCHED_FROM = 10  # rows: shorter tables need no search field
@@ -126,10 +126,10 @@ def _rows(
 ) -> list[str]:
     """One row for each entry; `texts` stand under `heads`."""
     rows: list[str] = []
-    for number, (entry, line) in enumerate(zip(entries, texts, strict=True), start=first):
+    for place, (entry, line) in enumerate(zip(entries, texts, strict=True), start=first):
         named = zip(heads, line, strict=True)
         cells = "".join(_cell(entry, name, text, columns[name]) for name, text in named)
-        rows.append(f'<tr data-id="{safe(entry["id"])}" data-entry="{number}">{cells}</tr>')
+        rows.append(f'<tr data-id="{safe(entry["id"])}" data-entry="{place}">{cells}</tr>')
     return rows
 
 
@@ -159,14 +159,16 @@ def sets(document: Mapping[str, Any]) -> str:
 def groups(document: Mapping[str, Any]) -> str:
     """The largest groups outside the concepts; empty where there are none."""
     rows = group_rows(document)
-    return _plain(GROUP_HEADERS, rows) if rows else ""
+    return _plain(GROUP_HEADERS, rows, "tokens") if rows else ""
 
 
-def _plain(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that is only read."""
+def _plain(heads: Sequence[str], rows: Sequence[Sequence[str]], last: str = "") -> str:
+    """A table that is only read; `last` is the class of its last column."""
     head = "".join(f"<th>{safe(name)}</th>" for name in heads)
-    lines = ("".join(f"<td>{safe(cell)}</td>" for cell in row) for row in rows)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    body = ""
+    for *cells, end in rows:
+        line = "".join(f"<td>{safe(cell)}</td>" for cell in cells)
+        body += f'<tr>{line}<td class="{last}">{safe(end)}</td></tr>'
     table = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="scroll"><table>{table}</table></div>'
 
@@ -178,4 +180,4 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         is_vectors = bool(value) and isinstance(value[0], list)
         return str(len(value)) if is_vectors else " … ".join(map(_short, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)

@@ -27,10 +27,10 @@ GROUPS = 10
 GROUP_HEADERS = ("poles", "central words")
 GROUPS_TITLE = "The largest groups outside the concepts"
 SIGNS = {
-    "plus_plus": "+ and +",
-    "plus_minus": "+ and −",
-    "minus_plus": "− and +",
-    "minus_minus": "− and −",
+    "plus_plus": "gate + and up +",
+    "plus_minus": "gate + and up −",
+    "minus_plus": "gate − and up +",
+    "minus_minus": "gate − and up −",
 }
 UNIT = "Drops are in nats under the primary damage; – where the verdict needed no damage."
 
@@ -144,8 +144,8 @@ def signs_line(entry: Mapping[str, Any]) -> str:
     shares = entry.get("gate_up")
     if not shares:
         return ""
-    phrases = [f"{name} {shares[key]:.0%}" for key, name in SIGNS.items() if shares[key]]
-    return f"signs of gate and up before its words: {', '.join(phrases)}"
+    phrases = [f"{name} in {shares[key]:.0%}" for key, name in SIGNS.items() if shares[key]]
+    return f"signs before its words: {', '.join(phrases)}"
 
 
 def group_rows(document: Mapping[str, Any]) -> list[list[str]]:

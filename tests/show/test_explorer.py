@@ -107,13 +107,13 @@ def test_candidates_that_were_not_tested_are_browsed_too() -> None:
 def test_a_card_says_what_the_test_gave() -> None:
     shown = explorer.card(entry(0))
     assert "words that lose most</b> dog 0.60" in shown
-    assert "signs of gate and up before its words: + and + 75%, − and − 25%" in shown
+    assert "signs before its words: gate + and up + in 75%, gate − and up − in 25%" in shown
     assert "<mark>dog</mark> 37 % → 8.2 %" in shown
     assert "-0.004" in shown  # of the effects on other concepts
 
 
 def test_signs_that_were_not_measured_are_left_out() -> None:
-    assert "signs of gate" not in explorer.card(entry(0, gate_up=None))
+    assert "signs before" not in explorer.card(entry(0, gate_up=None))
 
 
 def test_all_poles_are_searched_by_word() -> None:

@@ -131,7 +131,7 @@ def test_sets_are_shown(tmp_path: Path) -> None:
         "random_selectivity": [-0.5, 0.0, 0.25],
     }
     texts = page_of(document() | {"concept_sets": [sets]}, tmp_path).texts
-    assert {"Sets damaged together", "1.25", "2", "-0.5 … 0 … 0.25"} - set(texts) == set()
+    assert {"Sets damaged together", "1.250", "2", "-0.500 … 0.000 … 0.250"} - set(texts) == set()
 
 
 def test_a_run_of_stages_1_and_2_has_its_candidates_and_groups(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_run_of_stages_1_and_2_has_its_candidates_and_groups(tmp_path: Path) -
     page = page_of(stopped, tmp_path)
     assert {"Candidates", "L01_N0002+", "0.91"} <= set(page.texts)
     assert "Tested vectors" not in page.texts
-    assert any("`conceptvec run` without --stages" in text for text in page.texts)
+    assert any("the same `conceptvec run`" in text for text in page.texts)
     assert "The largest groups outside the concepts" in page.texts
     assert not page.all("img") or all("onerror" not in image for image in page.all("img"))
 
