@@ -120,9 +120,11 @@ def _words_lines(entry: Entry) -> list[str]:
 
 def _example_lines(entry: Entry) -> list[str]:
     """Running text with the word marked, and the word's probability with the vector and without."""
-    own = [example for example in entry["examples"] if example["own"]]
-    lines = ["<b>examples</b>: the word's probability with the vector → without"] if own else []
-    for example in own[:SHOWN_EXAMPLES]:
+    of_concept = [example for example in entry["examples"] if example["own"]]
+    lines = (
+        ["<b>examples</b>: the word's probability with the vector → without"] if of_concept else []
+    )
+    for example in of_concept[:SHOWN_EXAMPLES]:
         text = safe(example["text"][-SHOWN_TEXT:])
         change = " → ".join(_probability(example[key]) for key in ("clean", "damaged"))
         lines.append(f"{text} <mark>{safe(example['word'].strip())}</mark> {change}")

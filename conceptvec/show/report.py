@@ -174,14 +174,14 @@ def _how_to_test(document: Mapping[str, Any]) -> str:
 
 def _about_effect_only(document: Mapping[str, Any]) -> str:
     """What this section lists; a sentence where there is nothing."""
-    found = len(document["effect_only"])
-    if not found:
+    count = len(document["effect_only"])
+    if not count:
         return _note(
             "The scan of all poles and concepts named none that Stage 2 had not named already."
         )
-    are = "pole is" if found == 1 else "poles are"
+    are = "pole is" if count == 1 else "poles are"
     return _note(
-        f"{found:,} {are} used for a concept, by the scan of all poles, that Stage 2 did not name: "
+        f"{count:,} {are} used for a concept, by the scan of all poles, that Stage 2 did not name: "
         "what it promotes does not say so. Effects are first-order, in nats; nothing was damaged."
     )
 

@@ -149,11 +149,11 @@ def _cell(entry: Mapping[str, Any], name: str, text: str, column: Column) -> str
 
 def sets(document: Mapping[str, Any]) -> str:
     """Damage of whole sets; empty where the document has none."""
-    found = document["concept_sets"]
-    if not found:
+    damaged_sets = document["concept_sets"]
+    if not damaged_sets:
         return ""
-    heads = [name.replace("_", " ") for name in found[0]]
-    return _plain(heads, [[_short(value) for value in one.values()] for one in found])
+    heads = [name.replace("_", " ") for name in damaged_sets[0]]
+    return _plain(heads, [[_short(value) for value in one.values()] for one in damaged_sets])
 
 
 def groups(document: Mapping[str, Any]) -> str:
