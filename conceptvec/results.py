@@ -93,11 +93,16 @@ class Results(dict[str, Any]):
         """
         return save_document(self, path)
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file: summary, figures, a table, a card per vector."""
+    def to_html(self, path: str | Path, run: str | Path | None = None) -> Path:
+        """Write one self-contained HTML file: summary, figures, tables, a card per vector.
+
+        Args:
+            path: the HTML file.
+            run: the run folder; with it every scored pole is listed too.
+        """
         from conceptvec.show.report import to_html
 
-        return to_html(self, path)
+        return to_html(self, path, run)
 
     def table(self) -> Any:
         """One row for each candidate, as a DataFrame of pandas."""
@@ -247,12 +252,15 @@ def _validation_part(
             "text": None,
             "scan_overview": None,
         }
-    passages = by_scan.scan.passages
+    from conceptvec.validation.by_concept import with_effects
+
+    scan, passages = by_scan.scan, by_scan.scan.passages
+    tested = [by_scan.marked(entry) for entry in validation.entries]
     return {
         "verdicts": dict(sorted(Counter(e["verdict"] for e in validation.entries).items())),
-        "validation_results": [by_scan.marked(entry) for entry in validation.entries],
+        "validation_results": with_effects(tested, scan),
         "null_calibration": validation.null_calibration,
-        "effect_only": by_scan.effect_only,
+        "effect_only": with_effects(by_scan.effect_only, scan),
         "scan_overview": by_scan.overview,
         "concept_sets": validation.sets,
         "text": {

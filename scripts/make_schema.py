@@ -25,10 +25,10 @@ from typing import (
     is_typeddict,
 )
 
-from conceptvec.document import Document, run, scoring, validation
+from conceptvec.document import Document, run, scan, scoring, validation
 
 FILE = Path(__file__).parents[1] / "conceptvec" / "data" / "results.schema.json"
-CLASSES = [c for m in (run, scoring, validation) for c in vars(m).values() if is_typeddict(c)]
+CLASSES = [c for m in (run, scan, scoring, validation) for c in vars(m).values() if is_typeddict(c)]
 SIMPLE = {str: "string", bool: "boolean", int: "integer", float: "number"}
 
 

@@ -45,6 +45,7 @@ SCAN = {
     "p_moved": 0.001,
     "exact_zero": None,
     "exact_mean": None,
+    "by_concept": {"animals": 0.06, "<b>色</b>": -0.004, "colors": None},
 }
 EXAMPLE = {
     "ids": [2, 10, 11],

@@ -62,7 +62,7 @@ def report(arguments: argparse.Namespace) -> Answer:
 
     results, source = load_results(arguments.run), Path(arguments.run)
     folder = source if source.is_dir() else source.parent
-    path = results.to_html(arguments.out or folder / "report.html")
+    path = results.to_html(arguments.out or folder / "report.html", folder)
     return Answer(results, lambda: str(path))
 
 

@@ -1,9 +1,10 @@
-"""Stage 3's part of the results document: the scan, the damage, the verdicts and the controls."""
+"""Stage 3's part of the results document: the damage, the verdicts and the controls."""
 
 from __future__ import annotations
 
 from typing import Literal, TypedDict
 
+from conceptvec.document.scan import EffectOnly, ScanFacts, ScanOverview
 from conceptvec.document.scoring import CandidateEntry
 from conceptvec.document.values import Count, Interval, Share, TextAndValue, Verdict
 
@@ -26,34 +27,6 @@ class Drops(TypedDict):
     others_drop: float | None
     silent_drop: float | None
     selectivity: float | None
-
-
-class ScanFacts(TypedDict):
-    """First-order effects on the words of the concept, in nats.
-
-    Attributes:
-        zero: of zero ablation, on the mean word.
-        mean: of mean ablation, on the mean of the words that the pole promotes most.
-        largest_other: the largest `mean` on another concept.
-        words: distinct words that carry the effect.
-        known_words: of the concept in the text.
-        p_words: against permuted words.
-        p_moved: against vectors under other neurons' firing.
-        exact_zero: `zero` by real damage of the weight, where it was repeated.
-        exact_mean: the same for `mean`.
-    """
-
-    zero: float | None
-    mean: float | None
-    largest_other: float | None
-    largest_other_concept: str | None
-    words: Count
-    known_words: Count
-    without_strongest_word: float | None
-    p_words: Share
-    p_moved: Share
-    exact_zero: float | None
-    exact_mean: float | None
 
 
 class Firing(TypedDict):
@@ -242,16 +215,6 @@ class ConceptSet(TypedDict):
     n_unrelated_positions: Count
 
 
-class EffectOnly(TypedDict):
-    """A pole that is used for a concept and that Stage 2 did not name."""
-
-    id: str
-    concept: str
-    scan: ScanFacts
-    q: Share
-    top_tokens: list[TextAndValue]
-
-
 class TextFacts(TypedDict):
     """The running text.
 
@@ -268,69 +231,6 @@ class TextFacts(TypedDict):
     documents: Count
     tokens: Count
     known_words: dict[str, Count]
-
-
-class Used(TypedDict):
-    """Poles and concepts, and how many of them are used."""
-
-    n: Count
-    used: Count
-
-
-class ScanControl(Used):
-    """Poles and concepts that go together by chance, and how many reach the cut-off of p."""
-
-    share: Share
-
-
-class EffectByScore(TypedDict):
-    """Poles and concepts by Stage 2's score and first-order effect.
-
-    Attributes:
-        score_edges: of the bins of scores.
-        effect_edges: of the bins of mean ablation's effect, nats.
-        with_score: poles with their best concept, by bin of score and bin of effect.
-        without_score: all other poles and concepts, by bin of effect.
-        moved: the candidates' vectors under other neurons' firing: score and effect.
-    """
-
-    score_edges: list[float]
-    effect_edges: list[float]
-    with_score: list[list[Count]]
-    without_score: list[Count]
-    used_by_score: list[Used]
-    used_without_score: Used
-    moved: list[tuple[float, float]]
-    moved_used_by_score: list[Used]
-
-
-class EffectByLayer(TypedDict):
-    """One concept, layer by layer.
-
-    Attributes:
-        largest: the largest effect with p at most 0.001 that is specific to the concept, nats.
-        named: poles that the scan names.
-    """
-
-    largest: list[float]
-    named: list[Count]
-
-
-class ScanOverview(TypedDict):
-    """What the scan says of all poles and concepts.
-
-    Attributes:
-        poles_and_concepts: how many were tested together.
-        cut_off: the largest p with q at most 0.05; null where there is none.
-        controls: by kind: permuted_words, moved, moved_candidates.
-        effect_by_layer: concept → layer by layer.
-    """
-
-    poles_and_concepts: Count
-    cut_off: Share | None
-    controls: dict[str, ScanControl]
-    effect_by_score: EffectByScore
-    effect_by_layer: dict[str, EffectByLayer]
 
 
 class ValidationPart(TypedDict):

@@ -28,7 +28,7 @@ from conceptvec.show.tables import summary
 from conceptvec.text import number, table, words_of
 
 Kind = tuple[Callable[[bytes], bool], str]  # how a file begins, and what it is called
-HEADERS = ("row", "id", "concept", "layer", "pole", "scale", "concept drop", "unrelated", "tokens")
+HEADERS = ("id", "concept", "layer", "pole", "scale", "concept drop", "unrelated", "tokens")
 
 
 def written_files(document: Mapping[str, Any]) -> dict[str, Kind]:
@@ -70,7 +70,7 @@ def card(document: Mapping[str, Any], model: Weights) -> str:
     """The model card: YAML that the Hub reads, then what the vectors are and how to use them."""
     validated = [entry for entry in document["validation_results"] if entry["validated"]]
     facts = document["model"]
-    rows = [_row(number_of_row, entry, model) for number_of_row, entry in enumerate(validated)]
+    rows = [_row(entry, model) for entry in validated]
     from_hub = facts["revision"] is not None  # else the name is a folder's, and no base model
     text = resources.files("conceptvec") / "data" / "card.md"
     return Template(text.read_text(encoding="utf-8")).substitute(
@@ -87,11 +87,10 @@ def card(document: Mapping[str, Any], model: Weights) -> str:
     )
 
 
-def _row(number_of_row: int, entry: Mapping[str, Any], model: Weights) -> list[str]:
+def _row(entry: Mapping[str, Any], model: Weights) -> list[str]:
     pole = pole_of(entry["id"])
     scale = torch.linalg.vector_norm(model.value_vectors(pole.layer)[pole.neuron].float())
     return [
-        str(number_of_row),
         f"`{pole.id}`",
         _escaped(entry["concept"]),
         str(pole.layer),

@@ -1,4 +1,4 @@
-"""The explorer: browse the tested vectors of a run in a notebook, and try one out.
+"""The explorer: browse the vectors of a run in a notebook, and try one out.
 
 Needs ipywidgets (7.7 or later) and the results; no model. With a model the chosen vector is damaged
 or amplified in a real forward pass while the text is continued greedily (`show.trial`).
@@ -8,21 +8,22 @@ or amplified in a real forward pass while the text is continued greedily (`show.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conceptvec.document import load_document
+from conceptvec.document import candidates, load_document
 from conceptvec.errors import RequestError
-from conceptvec.text import html_table, notebook_html, number, printable
+from conceptvec.show.cell_card import card
+from conceptvec.show.pole_browser import PoleBrowser
+from conceptvec.show.run_lists import RunLists, run_lists
+from conceptvec.text import printable
 
 if TYPE_CHECKING:
     from conceptvec.model.network import Model
 
 ALL = "all"
 FILTERS = ("concept", "layer", "pole", "verdict")
-DROPS = ("concept_drop", "unrelated_drop", "selectivity")
-SHOWN_TOKENS = 30
+UNTESTED = "not tested"  # instead of a verdict
 Entry = Mapping[str, Any]
 
 
@@ -35,7 +36,7 @@ def matching(
     """The entries that fit everything that is asked for.
 
     Args:
-        entries: the tested vectors.
+        entries: tested vectors and candidates that were not tested.
         filters: field → value; `ALL` is no filter.
         scores: the lowest and the highest.
         words: each must be part of a token of either pole.
@@ -43,10 +44,15 @@ def matching(
     wanted = printable(words).casefold().split()
     fitting: list[Entry] = []
     for entry in entries:
-        is_chosen = all(value in (ALL, entry[name]) for name, value in filters.items())
+        is_chosen = all(value in (ALL, _value(entry, name)) for name, value in filters.items())
         if is_chosen and scores[0] <= entry["score"] <= scores[1] and _has(entry, wanted):
             fitting.append(entry)
     return fitting
+
+
+def _value(entry: Entry, name: str) -> Any:
+    """What an entry has in a filter's field."""
+    return entry.get(name, UNTESTED) if name == "verdict" else entry[name]
 
 
 def _has(entry: Entry, words: Sequence[str]) -> bool:
@@ -55,55 +61,12 @@ def _has(entry: Entry, words: Sequence[str]) -> bool:
     return all(any(word in token for token in tokens) for word in words)
 
 
-def card(entry: Entry) -> str:
-    """One vector as escaped HTML: verdict, both poles' tokens, damage, contexts, continuations."""
-    damage = [[kind, *(number(drops[k]) for k in DROPS)] for kind, drops in entry["damage"].items()]
-    headers = ["damage", *(name.replace("_", " ") for name in DROPS)]
-    above = [
-        *_verdict_lines(entry),
-        _tokens_line("promoted", entry["top_tokens"]),
-        _tokens_line("suppressed", entry["opposite_tokens"]),
-    ]
-    below = _activation_lines(entry["activation"])
-    for continuation in entry.get("continuations", ()):
-        below.append(" · ".join(f"{_safe(k)}: {_safe(text)}" for k, text in continuation.items()))
-    table = html_table(damage, headers)
-    return notebook_html(f"<p>{'<br>'.join(above)}</p>{table}<p>{'<br>'.join(below)}</p>")
-
-
-def _safe(value: Any) -> str:
-    return escape(printable(str(value)))
-
-
-def _verdict_lines(entry: Entry) -> list[str]:
-    low, high = (number(limit) for limit in entry["ci95"])
-    failed = f" ({_safe('; '.join(entry['failed']))})" if entry["failed"] else ""
-    verdict = entry["verdict"].replace("_", " ")
-    return [
-        f"<b>{entry['id']}</b> · {_safe(entry['concept'])} · <b>{verdict}</b>{failed}",
-        f"score {number(entry['score'], 2)}, "
-        f"selectivity {number(entry['selectivity'])} [{low}, {high}] nats, "
-        f"q {number(entry['q_value'])}, n = {entry['n_concept_positions']} own, "
-        f"{entry['n_unrelated_positions']} matched positions",
-    ]
-
-
-def _tokens_line(title: str, tokens: Sequence[tuple[str, float]]) -> str:
-    shown = (f"<bdi>{_safe(token.strip())}</bdi>" for token, _ in tokens[:SHOWN_TOKENS])
-    return f"<b>{title}</b> {' · '.join(shown)}"
-
-
-def _activation_lines(activation: Mapping[str, Any]) -> list[str]:
-    rate = f"{activation['firing_rate']:.1%}"
-    strongest = [f"{value:+.2f} {_safe(context)}" for context, value in activation["contexts"]]
-    return [f"fires at {rate} of the text; strongest activations", *strongest]
-
-
 def explore(run: Mapping[str, Any] | str | Path, model: Model | None = None) -> Any:
-    """A browser for the tested vectors of a run.
+    """A browser for the candidates of a run, tested or not, and for all of its poles.
 
     Args:
-        run: results, a results file or a run folder.
+        run: results, a results file or a run folder; the poles are listed where it is a folder,
+            or a file in one.
         model: the run's loaded model; with it the chosen vector can be damaged and amplified.
 
     Returns:
@@ -124,12 +87,15 @@ def explore(run: Mapping[str, Any] | str | Path, model: Model | None = None) -> 
             f"the results are of {results['model']['id']} with other weights than the model "
             "given here; load the model with the run's configuration"
         )
-    browser = Browser(widgets, results["validation_results"])
+    browser = Browser(widgets, candidates(results))
     parts = [browser.box, browser.card]
     if model is not None and browser.entries:
         from conceptvec.show.trial import controls
 
         parts += controls(widgets, model, browser, results["configuration"]["seed"])
+    lists = run_lists(run, results) if isinstance(run, str | Path) else RunLists()
+    if lists.poles is not None:
+        parts.append(PoleBrowser(widgets, lists.poles, lists.scan).box)
     return widgets.VBox(parts)
 
 
@@ -138,7 +104,7 @@ class Browser:
 
     Args:
         widgets: the module ipywidgets.
-        entries: the tested vectors.
+        entries: tested vectors and candidates that were not tested.
 
     Attributes:
         box: the controls and the list.
@@ -170,7 +136,7 @@ class Browser:
 
     def _filter(self, widgets: Any, name: str) -> Any:
         """A choice among the values of one field."""
-        values = list(dict.fromkeys(entry[name] for entry in self.entries.values()))
+        values = list(dict.fromkeys(_value(entry, name) for entry in self.entries.values()))
         if name == "layer":
             values.sort()
         options = [(ALL, ALL)]
@@ -183,7 +149,7 @@ class Browser:
         filters = {name: control.value for name, control in self.filters.items()}
         entries = list(self.entries.values())
         fitting = matching(entries, filters, self.scores.value, self.words.value)
-        self.count.value = f"{len(fitting)} of {len(self.entries)} tested vectors"
+        self.count.value = f"{len(fitting)} of {len(self.entries)} candidates"
         before, ids = self.choice.value, [entry["id"] for entry in fitting]
         self.choice.options = [(_label(entry), entry["id"]) for entry in fitting]
         if ids:
@@ -195,5 +161,5 @@ class Browser:
 
 
 def _label(entry: Entry) -> str:
-    verdict = entry["verdict"].replace("_", " ")
+    verdict = _value(entry, "verdict").replace("_", " ")
     return f"{entry['id']}  {printable(entry['concept'])}  {verdict}"

@@ -1,18 +1,16 @@
-"""The explorer's static twin: one HTML file of summary, figures, table and cards, loading nothing.
+"""The explorer's static twin: one HTML file of summary, figures, tables and cards, loading nothing.
 
-Everything that comes from a vocabulary, a corpus or a concepts file is escaped text: in the markup
-by `html.escape`, in the embedded JSON by an escape for every ``<``; the page's script builds cards
-with text nodes alone, and its content security policy forbids every request.
+Everything that comes from a vocabulary, a corpus or a concepts file is escaped text in the markup.
+The rest of it lies in the page as compressed data (`payload`); the page's script builds rows and
+cards of it with text nodes alone, and its content security policy forbids every request.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -20,54 +18,45 @@ from typing import Any
 
 from conceptvec.errors import RequestError
 from conceptvec.runfolder import write_atomic
+from conceptvec.show import report_tables as tables
 from conceptvec.show.figures import FIGURES, measured
+from conceptvec.show.payload import packed, pole_data
 from conceptvec.show.pictures import attempted
-from conceptvec.show.tables import (
-    CANDIDATE_HEADERS,
-    GROUP_HEADERS,
-    GROUPS_TITLE,
-    HEADERS,
-    UNTESTED_TITLE,
-    candidate_rows,
-    group_rows,
-    result_rows,
-    summary,
+from conceptvec.show.report_tables import safe
+from conceptvec.show.run_lists import RunLists, run_lists
+from conceptvec.show.tables import GROUPS_TITLE, summary
+from conceptvec.text import printable
+
+SCRIPTS = ("tools.js", "unpack.js", "poles.js", "listing.js", "cards.js", "main.js")
+SHOWN_TEXT = 320  # characters of an example, before its word
+CODE = (
+    "import conceptvec as cv; vector = {{sign}}cv.load_model(cv.Config(model={model!r}{revision}))"
+    ".value_vectors({{layer}})[{{neuron}}]"
 )
-from conceptvec.text import DASH, printable
 
 
 @dataclass(frozen=True)
-class Column:
-    """How a column of the table behaves.
+class Section:
+    """A part of the page under a heading.
 
     Attributes:
-        css: classes: ``n`` is numeric, ``less`` is left out on a narrow screen.
-        sorted_by: the field of an entry that sorts the column; its text does where there is none.
+        name: of its place in the page.
+        title: the heading.
+        markup: what stands below it.
     """
 
-    css: str = ""
-    sorted_by: str = ""
+    name: str
+    title: str
+    markup: str
 
 
-COLUMNS = {
-    "id": Column(),
-    "concept": Column(),
-    "score": Column("n less", "score"),
-    "verdict": Column(),
-    "concept drop": Column("n", "concept_drop"),
-    "unrelated": Column("n less", "unrelated_drop"),
-    "95 % interval": Column("n less", "selectivity"),
-    "q": Column("n less", "q_value"),
-    "tokens": Column("tokens"),
-}
-
-
-def to_html(document: Mapping[str, Any], path: str | Path) -> Path:
+def to_html(document: Mapping[str, Any], path: str | Path, run: str | Path | None = None) -> Path:
     """Write the report.
 
     Args:
         document: the results.
         path: the HTML file.
+        run: the run folder; with it every scored pole is listed too.
 
     Returns:
         the path.
@@ -77,7 +66,8 @@ def to_html(document: Mapping[str, Any], path: str | Path) -> Path:
     """
     path = Path(path).expanduser()
     _check_place(path)
-    write_atomic(path, page(document).encode("utf-8"))
+    lists = run_lists(run, document) if run is not None else RunLists()
+    write_atomic(path, page(document, lists).encode("utf-8"))
     return path
 
 
@@ -96,37 +86,115 @@ def _check_place(path: Path) -> None:
             raise RequestError(f"--out: {path} is there and is no HTML file; give another --out")
 
 
-def page(document: Mapping[str, Any]) -> str:
-    """The report as HTML text."""
-    template = resources.files("conceptvec") / "data" / "report.html"
-    entries = [_printable(entry) for entry in document["validation_results"]]
-    as_json = json.dumps(entries, ensure_ascii=False, separators=(",", ":"))
-    paragraphs = (f"<p>{_safe(line)}</p>" for line in summary(document).splitlines())
-    pictures = (_figure(document, name) for name in measured(document) if name != "vector_card")
-    return Template(template.read_text(encoding="utf-8")).substitute(
-        title=_safe(f"Concept vectors in {document['model']['id']}"),
+def page(document: Mapping[str, Any], lists: RunLists | None = None) -> str:
+    """The report as HTML text.
+
+    Args:
+        document: the results.
+        lists: what the run folder holds beside them.
+    """
+    lists = lists or RunLists()
+    data = _data(document, lists)
+    sections = list(_sections(document, lists, len(data)))
+    paragraphs = (f"<p>{safe(line)}</p>" for line in summary(document).splitlines())
+    links = (f'<a href="#{part.name}-part">{safe(part.title)}</a>' for part in sections)
+    blocks = (
+        f'<h2 id="{part.name}-part">{safe(part.title)}</h2>\n{part.markup}' for part in sections
+    )
+    return Template(_file("page.html")).substitute(
+        title=safe(f"Concept vectors in {document['model']['id']}"),
         summary="".join(paragraphs),
-        source=_safe(_source(document)),
-        figures="".join(pictures),
-        extra=_sets(document.get("concept_sets") or []) + _untested(document) + _groups(document),
-        damage=_safe(next(iter(document["configuration"]["damage"]), "none")),
-        head="".join(_head(name) for name in HEADERS),
-        rows="\n".join(map(_row, entries, result_rows(document, None))),
-        data=as_json.replace("<", "\\u003c"),
+        source=safe(_source(document)),
+        contents="".join(links),
+        sections="\n".join(blocks),
+        style=_file("style.css"),
+        script="\n".join(map(_file, SCRIPTS)),
+        data=data,
     )
 
 
-def _safe(text: Any) -> str:
-    return escape(printable(str(text)))
+def _file(name: str) -> str:
+    file = resources.files("conceptvec") / "data" / "report" / name
+    return file.read_text(encoding="utf-8")
 
 
-def _printable(value: Any) -> Any:
-    """The same value with every text printable."""
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, Mapping):
-        return {key: _printable(item) for key, item in value.items()}
-    return [_printable(item) for item in value] if isinstance(value, list) else value
+# ---- what stands on the page ----
+
+
+def _sections(document: Mapping[str, Any], lists: RunLists, size: int) -> Iterator[Section]:
+    """The sections that this run has something for; `size` is that of the data, in bytes."""
+    pictures = (_figure(document, name) for name in measured(document) if name != "vector_card")
+    if figures := "".join(pictures):
+        yield Section("figures", "Figures", f'<div class="figures">{figures}</div>')
+    yield from _vectors(document)
+    if markup := tables.sets(document):
+        yield Section("sets", "Sets damaged together", markup)
+    if markup := tables.groups(document):
+        yield Section("groups", GROUPS_TITLE, markup)
+    if lists.poles is not None:
+        yield Section("poles", "All poles", _about_poles(lists, size) + tables.poles())
+
+
+def _vectors(document: Mapping[str, Any]) -> Iterator[Section]:
+    """What was tested, what was not, and what the scan alone found."""
+    n_tested, n_untested = (
+        len(document[name]) for name in ("validation_results", "untested_candidates")
+    )
+    if n_tested:
+        damage = next(iter(document["configuration"]["damage"]), "none")
+        note = _note(
+            "Drops are log-probability that words of the concept lose where the vector acts, "
+            f"under the primary damage ({damage}), in nats. A row opens its card; a column's "
+            "name sorts."
+        )
+        yield Section("tested", "Tested vectors", note + tables.tested(document, 0))
+    if n_untested:
+        title = "Candidates that were not tested" if n_tested else "Candidates"
+        note = _note("A row opens its card. " + _how_to_test(document))
+        yield Section("untested", title, note + tables.untested(document, n_tested))
+    if document["scan_overview"] is not None:
+        markup = _about_effect_only(document)
+        if document["effect_only"]:
+            markup += tables.effect_only(document, n_tested + n_untested)
+        yield Section("effect-only", "Found by their effect alone", markup)
+
+
+def _note(text: str) -> str:
+    return f'<p class="muted">{safe(text)}</p>'
+
+
+def _how_to_test(document: Mapping[str, Any]) -> str:
+    if document["pipeline_stats"]["tested_vectors"] is not None:
+        return "Stage 3 did not damage them."
+    return (
+        "They were named from the weights alone: the same `conceptvec run`, with the same --out "
+        "and without --stages, damages them and gives the verdicts."
+    )
+
+
+def _about_effect_only(document: Mapping[str, Any]) -> str:
+    """What this section lists; a sentence where there is nothing."""
+    count = len(document["effect_only"])
+    if not count:
+        return _note(
+            "The scan of all poles and concepts named none that Stage 2 had not named already."
+        )
+    are = "pole is" if count == 1 else "poles are"
+    return _note(
+        f"{count:,} {are} used for a concept, by the scan of all poles, that Stage 2 did not name: "
+        "what it promotes does not say so. Effects are first-order, in nats; nothing was damaged."
+    )
+
+
+def _about_poles(lists: RunLists, size: int) -> str:
+    assert lists.poles is not None
+    effects = ", and the effects on every concept in steps of 1/127 of the pole's largest"
+    return _note(
+        f"All {len(lists.poles):,} poles that Stage 2 scored. The page holds the first "
+        f"{lists.poles.words.shape[1]} distinct words of each"
+        f"{effects if lists.scan is not None else ''}: {size / 1e6:.1f} MB of data, cards "
+        "included. The complete lists of tokens are in the run folder."
+    )
 
 
 def _source(document: Mapping[str, Any]) -> str:
@@ -141,29 +209,6 @@ def _source(document: Mapping[str, Any]) -> str:
     )
 
 
-def _head(name: str) -> str:
-    return f'<th class="{COLUMNS[name].css}"><button>{name}</button></th>'
-
-
-def _row(entry: Mapping[str, Any], texts: Sequence[str]) -> str:
-    """A row of the table; `texts` stand under `HEADERS`."""
-    cells = "".join(_cell(entry, name, text) for name, text in zip(HEADERS, texts, strict=True))
-    return f'<tr id="{_safe(entry["id"])}">{cells}</tr>'
-
-
-def _cell(entry: Mapping[str, Any], name: str, text: str) -> str:
-    column = COLUMNS[name]
-    css, inner = column.css, _safe(text)
-    if name == "id":
-        inner = f'<button aria-expanded="false">{inner}</button>'
-    if name == "verdict":
-        css, inner = entry["verdict"], _safe(text.replace("_", " "))
-    if not column.sorted_by:
-        return f'<td class="{css}">{inner}</td>'
-    value = entry[column.sorted_by]
-    return f'<td class="{css}" data-v="{"" if value is None else value}">{inner}</td>'
-
-
 def _figure(document: Mapping[str, Any], name: str) -> str:
     out = io.BytesIO()
 
@@ -175,50 +220,55 @@ def _figure(document: Mapping[str, Any], name: str) -> str:
         return ""
     picture = base64.b64encode(out.getvalue()).decode("ascii")
     text = (FIGURES[name].__doc__ or name).splitlines()[0]
-    return f'<figure><img alt="{_safe(text)}" src="data:image/png;base64,{picture}"></figure>'
+    return f'<figure><img alt="{safe(text)}" src="data:image/png;base64,{picture}"></figure>'
 
 
-def _sets(sets: Sequence[Mapping[str, Any]]) -> str:
-    """Damage of whole sets as a table, where the document has it."""
-    if not sets:
-        return ""
-    head = "".join(f"<th>{_safe(name.replace('_', ' '))}</th>" for name in sets[0])
-    rows = []
-    for one in sets:
-        cells = "".join(f"<td>{_safe(_short(value))}</td>" for value in one.values())
-        rows.append(f"<tr>{cells}</tr>")
-    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-    return f'<h2>Sets damaged together</h2><div class="scroll">{table}</div>'
+# ---- what its script reads ----
 
 
-def _groups(document: Mapping[str, Any]) -> str:
-    """The largest groups outside the concepts as a table, where there are any."""
-    return _listing(GROUPS_TITLE, GROUP_HEADERS, group_rows(document))
+def _data(document: Mapping[str, Any], lists: RunLists) -> str:
+    """The entries of all cards and the poles, compressed."""
+    entries = [
+        *document["validation_results"],
+        *document["untested_candidates"],
+        *document["effect_only"],
+    ]
+    header: dict[str, Any] = {
+        "entries": [_shown(entry) for entry in entries],
+        "code": _code(document["model"]),
+        "poles": None,
+    }
+    if lists.poles is None:
+        return packed(header, {})
+    header["poles"], arrays = pole_data(lists.poles, lists.scan)
+    return packed(header, arrays)
 
 
-def _untested(document: Mapping[str, Any]) -> str:
-    """Candidates that no stage has tested, as after Stages 1 and 2."""
-    return _listing(UNTESTED_TITLE, CANDIDATE_HEADERS, candidate_rows(document, None))
+def _code(model: Mapping[str, Any]) -> str:
+    """A line of Python that gives a vector, with places for the vector's own."""
+    revision = f", revision={model['revision']!r}" if model["revision"] else ""
+    return CODE.format(model=printable(model["id"]), revision=revision)
 
 
-def _listing(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table under a heading, the words in the last column; nothing without rows."""
-    if not rows:
-        return ""
-    head = "".join(f"<th>{_safe(name)}</th>" for name in heads)
-    body = []
-    for *cells, words in rows:
-        plain_cells = "".join(f"<td>{_safe(cell)}</td>" for cell in cells)
-        body.append(f'<tr>{plain_cells}<td class="tokens">{_safe(words)}</td></tr>')
-    table = f"<table><tr>{head}</tr>{''.join(body)}</table>"
-    return f'<h2>{title}</h2><div class="scroll">{table}</div>'
+def _shown(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry without what no card shows, every text printable."""
+    shown = {key: _printable(value) for key, value in entry.items() if key != "score_components"}
+    if "examples" in shown:
+        shown["examples"] = [_example(example) for example in shown["examples"]]
+    return shown
 
 
-def _short(value: Any) -> str:
-    """A field of a set; of a list of vectors the length."""
-    if value is None:
-        return DASH
-    if isinstance(value, list):
-        is_vectors = bool(value) and isinstance(value[0], list)
-        return str(len(value)) if is_vectors else " … ".join(map(_short, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _example(example: Mapping[str, Any]) -> dict[str, Any]:
+    """An example without its token ids, a long text from its end."""
+    text = example["text"]
+    cut = text if len(text) <= SHOWN_TEXT else "…" + text[-SHOWN_TEXT:]
+    return {key: value for key, value in example.items() if key != "ids"} | {"text": cut}
+
+
+def _printable(value: Any) -> Any:
+    """The same value with every text printable."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {key: _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value

@@ -22,10 +22,16 @@ HEADERS = (
     "tokens",
 )
 CANDIDATE_HEADERS = ("id", "concept", "score", "tokens")
+EFFECT_ONLY_HEADERS = ("id", "concept", "effect", "carrying words", "q", "tokens")
 GROUPS = 10
 GROUP_HEADERS = ("poles", "central words")
-UNTESTED_TITLE = "Candidates that were not tested"
 GROUPS_TITLE = "The largest groups outside the concepts"
+SIGNS = {
+    "plus_plus": "gate + and up +",
+    "plus_minus": "gate + and up −",
+    "minus_plus": "gate − and up +",
+    "minus_minus": "gate − and up −",
+}
 UNIT = "Drops are in nats under the primary damage; – where the verdict needed no damage."
 
 
@@ -116,6 +122,30 @@ def candidate_rows(document: Mapping[str, Any], limit: int | None = ROWS) -> lis
         ]
         for entry in document["untested_candidates"][:limit]
     ]
+
+
+def effect_only_rows(document: Mapping[str, Any]) -> list[list[str]]:
+    """Poles that the scan alone names as rows under `EFFECT_ONLY_HEADERS`, as they are listed."""
+    return [
+        [
+            entry["id"],
+            printable(entry["concept"]),
+            number(entry["scan"]["mean"]),
+            str(entry["scan"]["words"]),
+            number(entry["q"], 4),
+            words_of(token for token, _ in entry["top_tokens"][:SHOWN_TOKENS]),
+        ]
+        for entry in document["effect_only"]
+    ]
+
+
+def signs_line(entry: Mapping[str, Any]) -> str:
+    """In which signs of gate and up a neuron fires before its words; empty where not measured."""
+    shares = entry.get("gate_up")
+    if not shares:
+        return ""
+    phrases = [f"{name} in {shares[key]:.0%}" for key, name in SIGNS.items() if shares[key]]
+    return f"signs before its words: {', '.join(phrases)}"
 
 
 def group_rows(document: Mapping[str, Any]) -> list[list[str]]:

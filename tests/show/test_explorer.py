@@ -14,8 +14,10 @@ from conceptvec.errors import RequestError
 from conceptvec.model.network import Model
 from conceptvec.results import Results
 from conceptvec.show import explorer, trial
+from conceptvec.show.pole_browser import PoleBrowser
 from conceptvec.validation.damage import Damager, continuation
-from tests.documents import HOSTILE, document, entry
+from tests.documents import HOSTILE, candidate, document, entry
+from tests.poles import scan_of, table_of
 
 
 class Shown:
@@ -91,8 +93,41 @@ def test_a_run_folder_is_read(tmp_path: Path) -> None:
     assert len(Shown(cv.explore(tmp_path)).ids) == 6
 
 
-def test_a_run_without_tested_vectors_is_browsed_in_vain() -> None:
+def test_a_run_without_candidates_is_browsed_in_vain() -> None:
     assert Shown(cv.explore(document([]))).card.value == "nothing matches"
+
+
+def test_candidates_that_were_not_tested_are_browsed_too() -> None:
+    shown = Shown(cv.explore(document() | {"untested_candidates": [candidate(6)]}))
+    assert len(shown.ids) == 7
+    assert shown.set(verdict="not tested").ids == ["L02_N0006+"]
+    assert "candidate, not tested" in shown.card.value
+
+
+def test_a_card_says_what_the_test_gave() -> None:
+    shown = explorer.card(entry(0))
+    assert "words that lose most</b> dog 0.60" in shown
+    assert "signs before its words: gate + and up + in 75%, gate − and up − in 25%" in shown
+    assert "<mark>dog</mark> 37 % → 8.2 %" in shown
+    assert "-0.004" in shown  # of the effects on other concepts
+
+
+def test_signs_that_were_not_measured_are_left_out() -> None:
+    assert "signs before" not in explorer.card(entry(0, gate_up=None))
+
+
+def test_all_poles_are_searched_by_word() -> None:
+    table, scan = table_of(words=(HOSTILE, "größe", "dog")), scan_of()
+    browser = PoleBrowser(pytest.importorskip("ipywidgets"), table, scan)
+    assert browser.count.value == "160 of 160 poles"
+    browser.words.value = "GRÖSSE dog"
+    wanted = {pole.pole.id for pole in table if {"größe", "dog"} <= set(pole.words)}
+    assert {label.split()[0] for label, _ in browser.choice.options} == wanted
+    assert "the other pole" in browser.card.value
+    assert "effect on every concept" in browser.card.value
+    assert HOSTILE not in browser.card.value
+    browser.words.value = "nowhere"
+    assert browser.card.value == "nothing matches"
 
 
 def test_missing_widgets_are_a_bad_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,8 @@ import pytest
 from conceptvec import cli
 from conceptvec.results import Results
 from conceptvec.show import figures
-from tests.documents import HOSTILE, document, entry
+from tests.documents import HOSTILE, candidate, document, entry
+from tests.pages import Page
 
 TAGS = set(
     [
@@ -26,6 +24,8 @@ TAGS = set(
         "title",
         "style",
         "body",
+        "nav",
+        "a",
         "h1",
         "h2",
         "p",
@@ -47,32 +47,6 @@ TAGS = set(
 )
 
 
-class Page(HTMLParser):
-    """Tags with their attributes, the texts of table cells, and the scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.scripts: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        is_script = bool(self.tags) and self.tags[-1][0] == "script"
-        (self.scripts if is_script else self.texts).append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    @property
-    def data(self) -> list[dict[str, Any]]:
-        return json.loads(next(s for s in self.scripts if s.startswith("[{")))
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = Results(document()).to_html(tmp_path_factory.mktemp("report") / "report.html")
@@ -88,13 +62,14 @@ def test_no_tag_loads_anything(page: Page) -> None:
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "object", "base"), tag
         for name in ("src", "href"):
-            assert (attributes.get(name) or "data:").startswith("data:"), tag
+            assert (attributes.get(name) or "data:").startswith(("data:", "#")), tag
         assert not [name for name in attributes if name.startswith("on")], tag
 
 
 @pytest.mark.parametrize("address", ["http", "url(", "@import"])
 def test_nothing_outside_the_data_names_an_address(text: str, address: str) -> None:
-    outside = re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.S)
+    outside = re.sub(r'<script type="application/octet-stream".*?</script>', "", text, flags=re.S)
+    outside = re.sub(r'src="data:image/png;base64,[^"]*"', "", outside)
     assert address not in outside.replace("http-equiv", "")
 
 
@@ -112,7 +87,7 @@ def test_every_measured_figure_is_inside(page: Page) -> None:
 
 def test_every_tested_vector_has_a_row_and_a_card(page: Page) -> None:
     ids = [e["id"] for e in document()["validation_results"]]
-    assert [a["id"] for a in page.all("tr") if "id" in a] == ids
+    assert [a["data-id"] for a in page.all("tr") if "data-id" in a] == ids
     assert [e["id"] for e in page.data] == ids
 
 
@@ -123,8 +98,9 @@ def test_cards_hold_the_documents_numbers(page: Page) -> None:
 
 
 def test_cards_ask_for_fields_that_entries_have(text: str) -> None:
-    asked = set(re.findall(r"\be\.([a-z]\w*)", text[text.rindex("<script>") :]))
-    assert asked - set(entry(0)) - {"target", "key", "preventDefault", "altKey"} == set()
+    asked = set(re.findall(r"\bentry\??\.([a-z]\w*)", text[text.rindex("<script>") :]))
+    # Those that the scan alone found have a q of their own.
+    assert asked - set(entry(0)) - {"q"} == set()
     assert "n_concept_positions" in asked
 
 
@@ -155,16 +131,20 @@ def test_sets_are_shown(tmp_path: Path) -> None:
         "random_selectivity": [-0.5, 0.0, 0.25],
     }
     texts = page_of(document() | {"concept_sets": [sets]}, tmp_path).texts
-    assert {"Sets damaged together", "1.25", "2", "-0.5 … 0 … 0.25"} - set(texts) == set()
+    assert {"Sets damaged together", "1.250", "2", "-0.500 … 0.000 … 0.250"} - set(texts) == set()
 
 
 def test_a_run_of_stages_1_and_2_has_its_candidates_and_groups(tmp_path: Path) -> None:
     tokens = [[HOSTILE, 0.5], ["cat", 0.4]]
-    candidate = {"id": "L01_N0002+", "concept": "animals", "score": 0.91, "top_tokens": tokens}
+    untested = candidate(1) | {"id": "L01_N0002+", "score": 0.91, "top_tokens": tokens}
     group = {"name": "who", "tokens": ["who", HOSTILE], "ids": ["L01_N0003+", "L01_N0004-"]}
-    stopped = document([]) | {"untested_candidates": [candidate], "other_groups": [group]}
+    stopped = document([]) | {"untested_candidates": [untested], "other_groups": [group]}
+    stopped |= {"scan_overview": None}
+    stopped["pipeline_stats"] |= {"tested_vectors": None}
     page = page_of(stopped, tmp_path)
-    assert {"Candidates that were not tested", "L01_N0002+", "0.91"} <= set(page.texts)
+    assert {"Candidates", "L01_N0002+", "0.91"} <= set(page.texts)
+    assert "Tested vectors" not in page.texts
+    assert any("the same `conceptvec run`" in text for text in page.texts)
     assert "The largest groups outside the concepts" in page.texts
     assert not page.all("img") or all("onerror" not in image for image in page.all("img"))
 
@@ -207,70 +187,6 @@ def test_a_report_of_nothing_is_a_bad_request(
 ) -> None:
     assert cli.main(["report", str(run / "nothing")]) == 2
     assert "not a readable results file" in capsys.readouterr().err
-
-
-DRIVE = """
-const done = [], body = document.querySelector("#vectors tbody"), input = document.getElementById("search");
-const ids = () => [...body.rows].filter(r => r.id && !r.hidden).map(r => r.id);
-const find = text => { input.value = text; input.dispatchEvent(new Event("input")); return ids(); };
-done.push(ids().length, find("only4 dog"), find("not specific"), find("nowhere").length, find("").length);
-document.querySelectorAll("#vectors thead button")[2].click(); done.push(ids()[0]);
-document.querySelectorAll("#vectors thead button")[2].click(); done.push(ids()[0]);
-body.rows[0].querySelector("button").click();
-const card = document.querySelector("tr.card");
-done.push(card.previousElementSibling.id, card.textContent.includes("onerror="), card.querySelectorAll("img").length);
-card.previousElementSibling.querySelector("button").click(); done.push(document.querySelectorAll("tr.card").length);
-done.push(document.title);
-document.body.textContent = "RESULT" + JSON.stringify(done) + "END";
-"""
-OPTIONS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    pytest.skip("no Chromium here")
-
-
-@pytest.mark.slow
-def test_report_in_a_browser(text: str, tmp_path: Path, chromium: str) -> None:
-    """Search, sorting and cards in headless Chromium, driven by a script added to the page."""
-    driven = text.replace("</body>", f"<script>{{{DRIVE}}}</script></body>")
-    (tmp_path / "page.html").write_text(driven, "utf-8")
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    address = (tmp_path / "page.html").as_uri()
-    shown = subprocess.run(
-        [chromium, *OPTIONS, profile, "--dump-dom", address],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    (result,) = re.findall(r"RESULT(.*)END", shown)
-    assert json.loads(result.replace("&lt;", "<").replace("&gt;", ">")) == [
-        6,
-        ["L00_N0004+"],
-        ["L02_N0002+"],
-        0,
-        6,
-        "L00_N0000+",
-        "L01_N0005-",
-        "L01_N0005-",
-        True,
-        0,
-        0,
-        "Concept vectors in <i>model</i>",
-    ]
 
 
 @pytest.mark.parametrize("place", [".", "/", "results.json", "notes.txt", "picture.png"])

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from conceptvec.show.figures.drawing import NOTE_SIZE, drawing, name_rows, was_tested
 from conceptvec.show.style import BLUE, GREEN, INK, MUTED, ORANGE, RED, WIDTH, Plot, drawable
+from conceptvec.show.tables import signs_line
 from conceptvec.text import number
 
 TOKENS, CONTEXTS = 14, 4  # shown on a card
@@ -25,8 +26,8 @@ def vector_card(results: Mapping[str, Any], vector: str | None = None) -> Figure
         vector: its id, such as ``L12_N0345+``; the best one where none is given.
     """
     entry = _entry(results["validation_results"], vector)
-    figure = Plot(figsize=(WIDTH, 5.2), layout="constrained")
-    grid = figure.add_gridspec(2, 3, height_ratios=(3.4, 1), width_ratios=(1, 1, 0.9))
+    figure = Plot(figsize=(WIDTH, 5.4), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(3.3, 1.1), width_ratios=(1, 1, 0.9))
     figure.suptitle(_title(entry), x=0.01, ha="left", fontweight="bold", fontsize=11.5)
     turned = "" if entry["pole"] == "+" else " by negative a"
     _tokens(figure.add_subplot(grid[0, 0]), entry["top_tokens"], "promoted" + turned, BLUE)
@@ -89,10 +90,19 @@ def _facts(axes: Axes, entry: Mapping[str, Any]) -> None:
         f"selectivity {number(entry['selectivity'])} [{low}, {high}] nats, "
         f"q {number(entry['q_value'])}, n = {entry['n_concept_positions']} own and "
         f"{entry['n_unrelated_positions']} matched positions",
+        signs_line(entry),
         f"fires at {activation['firing_rate']:.1%} of the text, "
         f"largest |a| {activation['max_abs']:.3g}; strongest activations a:",
     ]
     for text, value in activation["contexts"][:CONTEXTS]:
         lines.append(f"{value:+.2f}  {drawable(text, 88)}")
     axes.set_axis_off()
-    axes.text(0, 1, "\n".join(lines), va="top", fontsize=NOTE_SIZE, color=MUTED, linespacing=1.5)
+    axes.text(
+        0,
+        1,
+        "\n".join(filter(None, lines)),
+        va="top",
+        fontsize=NOTE_SIZE,
+        color=MUTED,
+        linespacing=1.5,
+    )
