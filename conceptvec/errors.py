@@ -11,7 +11,8 @@ class _Plain(Exception):
 
 def first_line(error: object, width: int = 200) -> str:
     """The beginning of an error's text, to be quoted in a message; its kind where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:width]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:width]
+    return line.encode("utf-8", "backslashreplace").decode()  # half a character stops no message
 
 
 class RequestError(_Plain, ValueError):

@@ -20,6 +20,7 @@ from conceptvec.errors import RequestError
 from conceptvec.export.choice import Taken
 from conceptvec.model.weights import Weights
 from conceptvec.runfolder import write_atomic
+from conceptvec.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ def one_concept(vectors: Sequence[Taken]) -> list[Taken]:
     concepts = [taken.concept for taken in vectors]
     best = max(dict.fromkeys(concepts), key=concepts.count)
     if len(set(concepts)) > 1:
-        logger.warning("a control vector holds one concept: %s; --concept takes another", best)
+        shown = printable(best)
+        logger.warning("a control vector holds one concept: %s; --concept takes another", shown)
     return [taken for taken in vectors if taken.concept == best]
 
 

@@ -452,7 +452,7 @@ def test_a_path_that_cannot_be_is_one_line(
 
 @pytest.mark.parametrize("to", OUT)
 def test_half_a_character_in_a_name_stops_nothing(
-    to: str, tiny: Model, results: Results, tmp_path: Path
+    to: str, tiny: Model, results: Results, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As an editor may leave it in a results file."""
     if to == "gguf":
@@ -460,6 +460,7 @@ def test_half_a_character_in_a_name_stops_nothing(
     for number in (0, 1):
         results["validation_results"][number] |= {"concept": "a\ud800b"}
     results.export(tmp_path / OUT[to], to, model=tiny)
+    caplog.text.encode()  # what is said of it can be written
 
 
 def test_results_that_name_a_vector_of_no_layer(tiny: Model, tmp_path: Path) -> None:
