@@ -156,8 +156,8 @@ def _results_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     files = sorted(path.glob("concept_vector_results_*.json"))
-    own = [file for file in files if re.fullmatch(RESULTS, file.name)]
-    files = own or files  # a copy beside the results is not in their way
+    run_files = [file for file in files if re.fullmatch(RESULTS, file.name)]
+    files = run_files or files  # a copy beside the results is not in their way
     if len(files) != 1:
         raise RequestError(f"{path}: found {len(files)} results files, expected one; name the file")
     return files[0]

@@ -96,9 +96,9 @@ class LogP:
     def at(self, positions: np.ndarray) -> np.ndarray:
         """The values at some of the positions, all of which must be there: float64."""
         order = np.argsort(self.positions, kind="stable")
-        found = order[np.searchsorted(self.positions, positions, sorter=order)]
-        assert (self.positions[found] == positions).all()
-        return self.values[found]
+        places = order[np.searchsorted(self.positions, positions, sorter=order)]
+        assert (self.positions[places] == positions).all()
+        return self.values[places]
 
     def covers(self, positions: np.ndarray) -> bool:
         """Whether all of the positions are there."""
