@@ -23,7 +23,7 @@ from conceptvec.export.vectors import save_vectors
 from conceptvec.model.weights import Weights
 from conceptvec.records import pole_of
 from conceptvec.runfolder import VECTORS, write_atomic
-from conceptvec.show.report import to_html
+from conceptvec.show.report import is_page, to_html
 from conceptvec.show.tables import summary
 from conceptvec.text import number, table, words_of
 
@@ -40,7 +40,7 @@ def written_files(document: Mapping[str, Any]) -> dict[str, Kind]:
             "results file",
         ),
         VECTORS: (lambda begin: b'{"__metadata__":{"concepts"' in begin, "file of vectors"),
-        "report.html": (lambda begin: begin.lstrip().startswith(b"<"), "HTML file"),
+        "report.html": (is_page, "report of conceptvec"),
         "README.md": (lambda begin: b"- concept-vectors\n" in begin, "card of concept vectors"),
     }
 

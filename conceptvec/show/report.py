@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from conceptvec.errors import RequestError
+from conceptvec.files import check_place
 from conceptvec.runfolder import write_atomic
 from conceptvec.show import report_tables as tables
 from conceptvec.show.figures import FIGURES, measured
@@ -65,25 +65,15 @@ def to_html(document: Mapping[str, Any], path: str | Path, run: str | Path | Non
         RequestError: something else is there.
     """
     path = Path(path).expanduser()
-    _check_place(path)
+    check_place(path, is_page, "report of conceptvec")
     lists = run_lists(run, document) if run is not None else RunLists()
     write_atomic(path, page(document, lists).encode("utf-8"))
     return path
 
 
-def _check_place(path: Path) -> None:
-    """Refuse to put a page where something else is, the results themselves above all.
-
-    Raises:
-        RequestError: it is a folder, or a file that is no page.
-    """
-    if path.is_dir():
-        raise RequestError(f"--out: {path} is a folder; give the HTML file, such as report.html")
-    if path.is_file():
-        with path.open("rb") as file:
-            begin = file.read(200)
-        if begin.strip() and not begin.lstrip().startswith(b"<"):
-            raise RequestError(f"--out: {path} is there and is no HTML file; give another --out")
+def is_page(begin: bytes) -> bool:
+    """Whether a file that begins so is a report."""
+    return b'<meta name="generator" content="conceptvec">' in begin
 
 
 def page(document: Mapping[str, Any], lists: RunLists | None = None) -> str:

@@ -39,6 +39,9 @@ SHARE_OF_RANDOM = 3  # at most one neuron in so many of a layer: controls are dr
 SHOWN_TOKENS = 10
 
 
+MOST_VECTORS = 100_000  # planted or random
+
+
 @dataclass(frozen=True)
 class Options:
     """What a calibration is asked for, besides the configuration of a run.
@@ -60,8 +63,10 @@ class Options:
             RequestError: one cannot be used.
         """
         for name in ("planted", "vectors"):
-            if (got := getattr(self, name)) < 1:
-                raise RequestError(f"--{name}: got {got}, expected a whole number of at least 1")
+            if not 1 <= (got := getattr(self, name)) <= MOST_VECTORS:
+                raise RequestError(
+                    f"--{name}: got {got}, expected a whole number from 1 to {MOST_VECTORS:,}"
+                )
         if not self.effects or min(self.effects) <= 0:
             raise RequestError(f"effects: got {self.effects}, expected numbers of nats above 0")
 

@@ -105,6 +105,13 @@ def test_what_an_earlier_run_measured_is_removed(tmp_path: Path) -> None:
     assert sorted(p.stem for p in tmp_path.iterdir()) == sorted(figures.measured(empty))
 
 
+def test_a_folder_in_the_place_of_a_picture_costs_that_picture(tmp_path: Path) -> None:
+    (tmp_path / "drops.png").mkdir()
+    expected = sorted({*figures.measured(document())} - {"drops"})
+    assert sorted(p.stem for p in figures.save_figures(document(), tmp_path)) == expected
+    assert (tmp_path / "drops.png").is_dir()
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -189,7 +189,9 @@ def test_a_report_of_nothing_is_a_bad_request(
     assert "not a readable results file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", [".", "/", "results.json", "notes.txt", "picture.png"])
+@pytest.mark.parametrize(
+    "place", [".", "/", "results.json", "notes.txt", "picture.png", "page.html"]
+)
 def test_a_report_replaces_nothing_that_is_no_page(
     place: str, tmp_path, monkeypatch, capsys
 ) -> None:
@@ -197,6 +199,7 @@ def test_a_report_replaces_nothing_that_is_no_page(
     Results(document()).save("results.json")
     Path("notes.txt").write_text("mine")
     Path("picture.png").write_bytes(b"\x89PNG")
+    Path("page.html").write_text("<!doctype html><title>somebody's own</title>")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert cli.main(["report", "results.json", "--out", place]) == 2
     error = capsys.readouterr().err

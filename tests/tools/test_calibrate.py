@@ -257,9 +257,14 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(
     assert not loads
 
 
-def test_bad_numbers_are_refused_before_anything_is_loaded(capsys: Any) -> None:
-    assert main(["calibrate", "--model", "nowhere/at-all", "--planted", "0"]) == 2
-    assert "--planted: got 0, expected a whole number of at least 1" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["planted", "vectors"])
+@pytest.mark.parametrize("number", ["0", "1000000000000"])
+def test_bad_numbers_are_refused_before_anything_is_loaded(
+    flag: str, number: str, capsys: Any
+) -> None:
+    assert main(["calibrate", "--model", "nowhere/at-all", f"--{flag}", number]) == 2
+    expected = f"--{flag}: got {number}, expected a whole number from 1 to 100,000"
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

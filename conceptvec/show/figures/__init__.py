@@ -51,7 +51,9 @@ def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
     A figure that cannot be drawn is left out, and a line says so.
     """
     for name in FIGURES:
-        (folder / f"{name}.png").unlink(missing_ok=True)
+        earlier = folder / f"{name}.png"
+        if not earlier.is_dir():  # what is there is not ours; it costs this one picture
+            earlier.unlink(missing_ok=True)
     paths = [attempted(partial(_save, results, folder, name), name) for name in measured(results)]
     return [path for path in paths if path is not None]
 
