@@ -21,7 +21,12 @@ from conceptvec.validation.evidence import Tested
 from conceptvec.validation.exact import concepts_with_words, exact_entry, measure_exact
 from conceptvec.validation.measure import Setting, Subject
 from conceptvec.validation.positions import Field
-from conceptvec.validation.transfer import PromptTable, measure_transfer, transfer_entry
+from conceptvec.validation.transfer import (
+    MEASURED,
+    PromptTable,
+    measure_transfer,
+    transfer_entry,
+)
 
 if TYPE_CHECKING:
     from conceptvec.config import Config
@@ -111,8 +116,7 @@ def _exact(
 def _transfer(
     run: Run, validated: Sequence[Tested], prompts: Mapping[str, Sequence[Prompt]]
 ) -> dict[str, dict[str, Any] | None]:
-    setting, seed = run.setting, run.config.seed
-    names = run.scan.concepts
+    setting, names = run.setting, run.scan.concepts
     subjects = [item.subject for item in validated if prompts.get(names[item.subject.concept])]
     if not subjects:
         return {}
@@ -121,15 +125,29 @@ def _transfer(
     )
     if table is None:
         return {}
-    done = _map(
-        run,
-        "transfer",
-        subjects,
-        lambda subject: measure_transfer(table, subject, names[subject.concept], setting, seed),
-    )
+    # The vectors of a layer share its clean state, so they are one part.
+    layers = sorted({subject.layer for subject in subjects})
+    of_layers = [[s for s in subjects if s.layer == layer] for layer in layers]
+    tasks = [_transfer_task(run, table, of_layer) for of_layer in of_layers]
+    done = run.parts.map(tasks, "Stage 3: transfer", "layer")
     return {
-        subject.key: transfer_entry(arrays) for subject, arrays in zip(subjects, done, strict=True)
+        subject.key: transfer_entry({name: arrays[f"{name}.{i}"] for name in MEASURED})
+        for of_layer, arrays in zip(of_layers, done, strict=True)
+        for i, subject in enumerate(of_layer)
     }
+
+
+def _transfer_task(run: Run, table: PromptTable, subjects: Sequence[Subject]) -> Task:
+    """The part of one layer's vectors."""
+    concepts = [run.scan.concepts[subject.concept] for subject in subjects]
+
+    def measure() -> Arrays:
+        measured = measure_transfer(table, subjects, concepts, run.setting, run.config.seed)
+        return {f"{name}.{i}": one[name] for i, one in enumerate(measured) for name in one}
+
+    keys = [subject.key for subject in subjects]
+    stem = f"validation/transfer_L{subjects[0].layer:02d}"
+    return part_name(stem, keys, run.scan.passages.digest), measure
 
 
 def _continuations(run: Run, validated: Sequence[Tested]) -> dict[str, list[dict[str, str]]]:

@@ -16,15 +16,17 @@ from conceptvec.concepts import Prompt
 from conceptvec.runfolder import Arrays
 from conceptvec.streams import rng
 from conceptvec.text import DASH, number, plain, printable
-from conceptvec.validation.damage import Damage
 from conceptvec.validation.engine import Answers, Engine, split_answer
 from conceptvec.validation.measure import Setting, Subject, damages
 from conceptvec.validation.replay import Replay
 
 if TYPE_CHECKING:
+    import torch
+
     from conceptvec.model.network import Model
 
 KNOWN_BELOW = 1000  # tokens likelier than a known answer
+MEASURED = ("own", "unrelated", "divergence")  # of each vector
 UNRELATED, NEUTRAL = 60, 32  # prompts of other concepts, and neutral ones for the divergence
 
 
@@ -37,12 +39,14 @@ class PromptTable:
         groups: concept, or ``neutral`` → its known prompts.
         members: concept, or ``neutral`` → all its prompts.
         clean: what the model says of every answer without damage.
+        reference: a neutral prompt → clean log-probabilities of its first answer token (V,).
     """
 
     engine: Engine
     groups: Mapping[str, list[int]]
     members: Mapping[str, range]
     clean: Answers
+    reference: Mapping[int, torch.Tensor]
 
     @classmethod
     def build(
@@ -67,7 +71,8 @@ class PromptTable:
             members[name] = range(start, start + len(group))
             groups[name] = [i for i in members[name] if clean.better[i] < KNOWN_BELOW]
             start += len(group)
-        return cls(engine, groups, members, clean)
+        neutral = groups.get("neutral", [])[:NEUTRAL]
+        return cls(engine, groups, members, clean, engine.clean_distribution(neutral))
 
     def unrelated(self, concept: str, seed: int) -> list[int]:
         """A random sample of the other concepts' prompts."""
@@ -82,31 +87,43 @@ class PromptTable:
 
     def neutral(self) -> list[int]:
         """The neutral prompts on which the divergence is measured."""
-        return self.groups.get("neutral", [])[:NEUTRAL]
+        return sorted(self.reference)
 
 
 def measure_transfer(
-    table: PromptTable, subject: Subject, concept: str, setting: Setting, seed: int
-) -> Arrays:
-    """Zero ablation of one vector on prompts: drops for the concept and elsewhere, divergence."""
-    of_concept, unrelated = table.groups.get(concept, []), table.unrelated(concept, seed)
-    neutral = table.neutral()
-    wanted = np.array([*of_concept, *unrelated, *neutral], int)
-    engine = table.engine
-    state = engine.state(subject.layer, [subject.neuron])
-    vector = setting.vector(subject.layer, subject.neuron)
-    nothing = Damage(subject.neuron, 0.0, 0.0, vector)
-    zero = damages(subject, "zero", setting)[0]
-    pairs = [(which, text) for which in (0, 1) for text in wanted]
-    reference = engine.clean_distribution(neutral) if neutral else {}
-    answers = engine.measure(state, [nothing, zero], np.array(pairs, int), reference)
-    clean, damaged = answers.log_p.reshape(2, -1)
-    drops = clean - damaged
-    return {
-        "own": drops[: len(of_concept)],
-        "unrelated": drops[len(of_concept) : len(of_concept) + len(unrelated)],
-        "divergence": answers.divergence.reshape(2, -1)[1][len(of_concept) + len(unrelated) :],
-    }
+    table: PromptTable,
+    subjects: Sequence[Subject],
+    concepts: Sequence[str],
+    setting: Setting,
+    seed: int,
+) -> list[Arrays]:
+    """Zero ablation on prompts: drops for the concept and elsewhere, divergence on neutral ones.
+
+    Args:
+        table: of all prompts.
+        subjects: of one layer, whose clean state they share; no moved vectors.
+        concepts: the name of each one's concept.
+        setting: model and damages.
+        seed: of the run.
+    """
+    engine, neutral = table.engine, table.neutral()
+    state = engine.state(subjects[0].layer, sorted({subject.neuron for subject in subjects}))
+    measured = []
+    for subject, concept in zip(subjects, concepts, strict=True):
+        of_concept, unrelated = table.groups.get(concept, []), table.unrelated(concept, seed)
+        wanted = np.array([*of_concept, *unrelated, *neutral], int)
+        pairs = np.stack([np.zeros_like(wanted), wanted], 1)
+        answers = engine.measure(state, damages(subject, "zero", setting), pairs, table.reference)
+        drops = table.clean.log_p[wanted] - answers.log_p
+        first, second = len(of_concept), len(of_concept) + len(unrelated)
+        measured.append(
+            {
+                "own": drops[:first],
+                "unrelated": drops[first:second],
+                "divergence": answers.divergence[second:],
+            }
+        )
+    return measured
 
 
 def transfer_entry(arrays: Arrays) -> dict[str, float | int | None] | None:
