@@ -180,6 +180,7 @@ def main() -> None:
     """Write the page."""
     run, name, out = sys.argv[1:4]
     results, path = cv.load_results(run), Path(out)
+    results["model"]["id"] = name  # the folder's own name says nothing to a reader
     picture = save_figure(drops(results), path.with_suffix(".png"))
     if path != picture:
         path.write_text(page(results, name, picture.name), encoding="utf-8")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -26,7 +27,7 @@ FILES = {"mps": "concept-vectors-gemma3.ipynb", "cuda": "concept-vectors-gemma3-
 DEMO = {"model": "demo", "device": "cpu"}  # what the tests set after the parameters cell
 SAVED = "Gemma 3 270M (4-bit release Q4_K_M) in float32 on a CPU"  # what --execute runs on
 SAVED_NAME = "gemma-3-270m"
-SAVED_PARAMETERS = {"device": "cpu", "layers": "8-13", "max_vectors": 300, "corpus_tokens": 8000}
+SAVED_PARAMETERS: dict[str, Any] = {"device": "cpu", "max_vectors": None}
 LIMIT = 1_500_000  # bytes of a notebook with its outputs
 TITLES = {"mps": "on Apple Silicon (MPS)", "cuda": "on CUDA (Colab, workstation, cluster)"}
 
@@ -361,14 +362,17 @@ def tidy(notebook: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def execute_saved(model: Path) -> dict[str, list[dict[str, Any]]]:
+def execute_saved(model: Path, run: Path | None) -> dict[str, list[dict[str, Any]]]:
     """The outputs of one run on a real model, by the cell's id.
 
-    The model gets a name beside the run, so that no path of this machine stands in an output.
+    The model gets a name beside the run, so that no path of this machine stands in an output. The
+    parts of a finished run are taken over, as the notebook itself would after an interruption.
     """
     with tempfile.TemporaryDirectory() as folder:
         name = SAVED_NAME + (model.suffix if model.is_file() else "")
         Path(folder, name).symlink_to(model.resolve())
+        if run is not None:
+            shutil.copytree(run, Path(folder, "runs", f"{name}-cpu"))
         parameters = {"model": name} | SAVED_PARAMETERS
         ran = tidy(execute(build("cuda"), Path(folder), parameters, timeout=None))
         text = json.dumps(ran, ensure_ascii=False)
@@ -408,11 +412,17 @@ def main() -> int:
         help=f"run on {SAVED}, a folder or a GGUF file, and keep the outputs",
     )
     parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="FOLDER",
+        help="with --execute: a run folder of that model with the same options, whose parts are used",
+    )
+    parser.add_argument(
         "--out", type=Path, default=ROOT / "notebooks", help="where the notebooks are"
     )
     args = parser.parse_args()
     status = 0
-    outputs = execute_saved(args.execute) if args.execute else None
+    outputs = execute_saved(args.execute, args.run) if args.execute else None
     for variant, name in FILES.items():
         path, notebook = args.out / name, build(variant)
         if args.check:
