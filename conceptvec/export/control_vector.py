@@ -32,7 +32,7 @@ def one_concept(vectors: Sequence[Taken]) -> list[Taken]:
     concepts = [taken.concept for taken in vectors]
     best = max(dict.fromkeys(concepts), key=concepts.count)
     if len(set(concepts)) > 1:
-        shown = printable(best)
+        shown = printable(str(best))
         logger.warning("a control vector holds one concept: %s; --concept takes another", shown)
     return [taken for taken in vectors if taken.concept == best]
 
