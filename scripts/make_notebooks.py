@@ -27,7 +27,7 @@ FILES = {"mps": "concept-vectors-gemma3.ipynb", "cuda": "concept-vectors-gemma3-
 DEMO = {"model": "demo", "device": "cpu"}  # what the tests set after the parameters cell
 SAVED = "Gemma 3 270M (4-bit release Q4_K_M) in float32 on a CPU"  # what --execute runs on
 SAVED_NAME = "gemma-3-270m"
-SAVED_PARAMETERS: dict[str, Any] = {"device": "cpu", "max_vectors": None}
+SAVED_PARAMETERS = {"device": "cpu", "layers": "8-13", "max_vectors": 300, "corpus_tokens": 8000}
 LIMIT = 1_500_000  # bytes of a notebook with its outputs
 TITLES = {"mps": "on Apple Silicon (MPS)", "cuda": "on CUDA (Colab, workstation, cluster)"}
 
