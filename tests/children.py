@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -25,6 +26,8 @@ PRELOAD = [
 
 
 def _child(argv: list[str], env: dict[str, str], log: str, folder: str) -> None:
+    # A shell starts what runs in its background with Ctrl-C ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     os.environ.update(env)
     with open(log, "w", buffering=1) as file:
