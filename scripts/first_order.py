@@ -12,25 +12,19 @@ every layer.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from finished_run import reopened
 from tqdm import tqdm
 
-from conceptvec.config import Config
 from conceptvec.effects import rows
 from conceptvec.effects.gradients import Gradients, padded
 from conceptvec.effects.moved import draw_moved
-from conceptvec.effects.stage import running_text
 from conceptvec.effects.target_words import occurrences
-from conceptvec.extraction.stage import extract
-from conceptvec.model.network import load_model
-from conceptvec.pipeline import open_run
-from conceptvec.scoring.stage import score
 from conceptvec.streams import rng
 from conceptvec.validation.replay import Replay
 
@@ -104,12 +98,8 @@ def main() -> None:
     run_folder = sys.argv[1]
     how = sys.argv[2] if len(sys.argv) > 2 else "even"
     draws = int(sys.argv[3]) if len(sys.argv) > 3 else 12
-    manifest = json.loads((Path(run_folder) / "manifest.json").read_text(encoding="utf-8"))
-    config = Config(**manifest["configuration"] | {"out": run_folder})
-    model = load_model(config)
-    parts = open_run(model, config)
-    scored = score(extract(model, config, parts), model, config, parts)
-    text = running_text(model, config, scored.concepts, scored.candidates.masked, parts)
+    run = reopened(run_folder)
+    config, model, text = run.config, run.model, run.text
 
     # Some passages with words of the concepts in them, and the first-order record of these.
     found = occurrences(text.passages, text.words)

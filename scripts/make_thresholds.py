@@ -11,18 +11,13 @@ were never damaged; these cannot be counted.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from conceptvec.config import Config
-from conceptvec.effects.stage import running_text, scan_text
-from conceptvec.extraction.stage import extract
-from conceptvec.model.network import load_model
-from conceptvec.pipeline import open_run
-from conceptvec.scoring.stage import score
+from finished_run import reopened
+
+from conceptvec.effects.stage import scan_text
 from conceptvec.text import table
 from conceptvec.validation.evidence import Tested, evidence_of
 from conceptvec.validation.rule import RULE, Thresholds, judge
@@ -36,18 +31,13 @@ APART = "numbers"  # a list of numerals is a concept by its form
 
 def judged_again(run_folder: str) -> tuple[list[Tested], list[Tested], list[str]]:
     """Candidates, controls and the concepts' names of a finished run."""
-    manifest = json.loads((Path(run_folder) / "manifest.json").read_text(encoding="utf-8"))
-    config = Config(**manifest["configuration"] | {"out": run_folder})
-    model = load_model(config)
-    parts = open_run(model, config)
-    scored = score(extract(model, config, parts), model, config, parts)
-    text = running_text(model, config, scored.concepts, scored.candidates.masked, parts)
-    names = text.words.concepts
-    found = scored.candidates_found
-    layers = [projections.layer for projections in scored.candidates.layers]
+    run = reopened(run_folder)
+    names = run.text.words.concepts
+    found = run.scored.candidates_found
+    layers = [projections.layer for projections in run.scored.candidates.layers]
     named = [(candidate.pole, names.index(candidate.concept)) for candidate in found]
-    scan = scan_text(text, model, config, layers, named, parts)
-    candidates, controls = verdicts_on(run_on(scan, config, parts), found)
+    scan = scan_text(run.text, run.model, run.config, layers, named, run.parts)
+    candidates, controls = verdicts_on(run_on(scan, run.config, run.parts), found)
     return candidates, controls, list(names)
 
 
