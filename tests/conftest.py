@@ -266,8 +266,18 @@ def tiny_run(tmp_path_factory: Any) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def two_layers(tiny_run: list[str], tmp_path_factory: Any) -> Path:
+    """The folder of a finished run of two layers; tests only read it, or write its report."""
+    from conceptvec.cli import main
+
+    folder = tmp_path_factory.mktemp("two_layers") / "run"
+    assert main([*tiny_run, "--layers", "1,2", "--out", str(folder)]) == 0
+    return folder
+
+
 # What takes a second or more, by what a test uses and by its file; others bear the mark themselves.
-WHOLE_FIXTURES = {"tiny_run", "finished", "hub"}
+WHOLE_FIXTURES = {"tiny_run", "two_layers", "finished", "hub"}
 WHOLE_FILES = {
     "test_calibrate.py",
     "test_damage.py",

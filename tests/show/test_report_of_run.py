@@ -23,26 +23,19 @@ RESULTS = "concept_vector_results_cpu.json"
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report_of_run") / "run"
-    assert main([*tiny_run, "--layers", "1,2", "--out", str(folder)]) == 0
-    return folder
+def poles(two_layers: Path) -> PoleTable:
+    return read_poles(two_layers)
 
 
 @pytest.fixture(scope="module")
-def poles(finished: Path) -> PoleTable:
-    return read_poles(finished)
-
-
-@pytest.fixture(scope="module")
-def page(finished: Path) -> Page:
-    assert main(["report", str(finished)]) == 0
-    return Page((finished / "report.html").read_text("utf-8"))
+def page(two_layers: Path) -> Page:
+    assert main(["report", str(two_layers)]) == 0
+    return Page((two_layers / "report.html").read_text("utf-8"))
 
 
 @pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "run")
+def copied(two_layers: Path, tmp_path: Path) -> Path:
+    shutil.copytree(two_layers, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -59,9 +52,9 @@ def test_every_pole_is_in_the_page(page: Page, poles: PoleTable) -> None:
         assert arrays["score"][row] / 10_000 == pytest.approx(pole.score, abs=1e-4)
 
 
-def test_the_effects_are_those_of_the_scan(page: Page, poles: PoleTable, finished: Path) -> None:
+def test_the_effects_are_those_of_the_scan(page: Page, poles: PoleTable, two_layers: Path) -> None:
     header, arrays = unpacked(page.scripts[0])
-    scan = read_survey(finished)
+    scan = read_survey(two_layers)
     assert header["poles"]["measured"] == list(scan.concepts)
     steps = arrays["effects"].reshape(len(poles), -1)
     effects = steps / 127 * arrays["largest"][:, None]
@@ -71,11 +64,11 @@ def test_the_effects_are_those_of_the_scan(page: Page, poles: PoleTable, finishe
     assert (error <= arrays["largest"][:, None] / 253).all()
 
 
-def test_the_code_gives_the_vector(page: Page, finished: Path) -> None:
+def test_the_code_gives_the_vector(page: Page, two_layers: Path) -> None:
     from safetensors.torch import load_file
 
-    stored = load_file(finished / VECTORS)["vectors"]
-    results = load_results(finished)
+    stored = load_file(two_layers / VECTORS)["vectors"]
+    results = load_results(two_layers)
     entry = next(iter(results.validated), results["validation_results"][0])
     code = page.header["code"]
     for name in ("layer", "neuron"):

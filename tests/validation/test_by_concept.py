@@ -7,22 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conceptvec.cli import main
 from conceptvec.effects.survey import read_survey
 from conceptvec.records import pole_of
 from conceptvec.results import Results, load_results
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("by_concept") / "run"
-    assert main([*tiny_run, "--layers", "1,2", "--out", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def results(run: Path) -> Results:
-    return load_results(run)
+def results(two_layers: Path) -> Results:
+    return load_results(two_layers)
 
 
 def test_every_entry_has_every_concept(results: Results) -> None:
@@ -38,8 +30,8 @@ def test_the_concepts_own_effect_is_the_entrys(results: Results) -> None:
         assert own == pytest.approx(entry["scan"]["mean"], rel=1e-5, abs=1e-9)
 
 
-def test_the_survey_of_all_poles_says_the_same(run: Path, results: Results) -> None:
-    survey = read_survey(run)
+def test_the_survey_of_all_poles_says_the_same(two_layers: Path, results: Results) -> None:
+    survey = read_survey(two_layers)
     for entry in results["validation_results"]:
         pole = pole_of(entry["id"])
         at = survey.layers.index(pole.layer), pole.neuron, "+-".index(pole.sign)
