@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, Any]  # numpy arrays, and plain values under names that end in `JSON`
 JSON = "_json"
 HALF_WRITTEN = r"\..+\.\d+\.conceptvec\.tmp"  # a name that no other program gives
+Kind = tuple[Callable[[bytes], bool], str]  # whether a file that begins so is of it, and its name
 BLOCK = 2**20  # bytes of a file that are read at a time
 BEGINNING = 2**10  # bytes of a file that tell what it is
 
@@ -132,9 +133,8 @@ def check_place(path: Path, is_own: Callable[[bytes], bool], what: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
         raise RequestError(
-            f"--out: {str(path)[:200]!r} cannot be written ({reason}); give another --out"
+            f"--out: {str(path)[:200]!r} cannot be written ({_reason(error)}); give another --out"
         ) from None
     if begin.strip() and not is_own(begin):
         raise RequestError(
@@ -144,8 +144,12 @@ def check_place(path: Path, is_own: Callable[[bytes], bool], what: str) -> None:
 
 def cannot_write(path: Path, error: OSError | ValueError) -> RunError:
     """What to say of a file or folder that cannot be written."""
-    reason = getattr(error, "strerror", None) or error
     return RunError(
-        f"{path} could not be written ({reason}); what was finished is kept. "
+        f"{path} could not be written ({_reason(error)}); what was finished is kept. "
         "Make room or give another --out, then run the same command again."
     )
+
+
+def _reason(error: OSError | ValueError) -> object:
+    """Why a path could not be used, without the path."""
+    return getattr(error, "strerror", None) or error

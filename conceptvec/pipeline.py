@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptvec.config import Config, parse_layers
-from conceptvec.document import keep_document
+from conceptvec.document import keep_document, results_name
 from conceptvec.errors import RequestError, RunError, first_line
 from conceptvec.identity import SCORING
 from conceptvec.launch import place
@@ -156,7 +156,7 @@ def save_run(results: Results, model: Weights, config: Config, parts: RunFolder)
 
 def results_path(folder: Path, device: str) -> Path:
     """Where a run on this kind of device keeps its results."""
-    return folder / f"concept_vector_results_{device}.json"
+    return folder / results_name(device)
 
 
 def processes() -> Any:

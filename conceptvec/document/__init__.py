@@ -141,6 +141,11 @@ def keep_document(document: Any, path: Path) -> Path:
     return _write(text, invalid)
 
 
+def results_name(device: str) -> str:
+    """What the results file of a run on a device is called."""
+    return f"concept_vector_results_{device.partition(':')[0]}.json"
+
+
 def invalid_path(path: Path) -> Path:
     """Where results are kept that do not fit the schema, by where they would be."""
     return path.with_name(path.name.removesuffix(".json") + INVALID)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from conceptvec.config import FOLDS
-from conceptvec.document import save_document
+from conceptvec.document import results_name, save_document
 from conceptvec.errors import RequestError
 from conceptvec.export.choice import WORDS
 from conceptvec.export.vectors import save_vectors
+from conceptvec.files import Kind
 from conceptvec.model.weights import Weights
 from conceptvec.records import pole_of
 from conceptvec.runfolder import VECTORS, write_atomic
@@ -27,15 +28,13 @@ from conceptvec.show.report import is_page, to_html
 from conceptvec.show.tables import summary
 from conceptvec.text import number, table, words_of
 
-Kind = tuple[Callable[[bytes], bool], str]  # how a file begins, and what it is called
 HEADERS = ("id", "concept", "layer", "pole", "scale", "concept drop", "unrelated", "tokens")
 
 
 def written_files(document: Mapping[str, Any]) -> dict[str, Kind]:
     """The files of the folder, and how each begins: results, vectors, report, card."""
-    device = str(document["model"]["device"]).partition(":")[0]
     return {
-        f"concept_vector_results_{device}.json": (
+        results_name(str(document["model"]["device"])): (
             lambda begin: b'"schema_version"' in begin,
             "results file",
         ),

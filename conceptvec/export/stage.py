@@ -24,7 +24,7 @@ from conceptvec.export.control_vector import (
 from conceptvec.export.hub_folder import save_folder, written_files
 from conceptvec.export.neuronpedia import before_a_layer, save_uploads
 from conceptvec.export.tabular import COLUMNS, entries_table
-from conceptvec.files import check_place
+from conceptvec.files import Kind, check_place
 from conceptvec.model.ambient import set_aside
 from conceptvec.model.weights import Weights
 from conceptvec.runfolder import write_atomic
@@ -142,7 +142,7 @@ def _hf(request: Request) -> list[str]:
 
 
 # How a file begins that each format writes, and what it is called.
-KINDS: dict[str, tuple[Callable[[bytes], bool], str]] = {
+KINDS: dict[str, Kind] = {
     "gguf": (lambda begin: ARCHITECTURE.encode() in begin, "control vector"),
     "csv": (lambda begin: begin.startswith(",".join(COLUMNS[:4]).encode()), "table of candidates"),
     "neuronpedia": (

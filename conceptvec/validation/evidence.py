@@ -108,7 +108,7 @@ def drops_of(measured: Measured, positions: Positions, kind: str) -> Drops:
     """The mean drops of one kind of damage."""
 
     def mean(at: np.ndarray) -> float | None:
-        if not len(at) or not measured.damaged[kind].covers(at):
+        if not len(at) or not measured.log_p[kind].covers(at):
             return None
         return float(measured.drops(kind, at).mean())
 
@@ -197,7 +197,7 @@ def examples(
         return []
     at = example_positions(tested.positions)
     clean = measured.clean.at(at)
-    damaged = measured.damaged[measured.primary].at(at)
+    damaged = measured.log_p[measured.primary].at(at)
     rows = []
     for index, position in enumerate(at.tolist()):
         start = int(passages.starts[passage_of[position]])
