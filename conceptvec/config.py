@@ -109,7 +109,9 @@ class Config:
         1000, "neurons per layer, a seeded random sample; all for full scale", low=1
     )
     batch_size: int = options.whole(
-        200, "value vectors per projection batch and damaged rows per forward pass", low=1
+        200,
+        "value vectors per projection batch and damaged rows per forward pass (on a CPU 32)",
+        low=1,
     )
     top_k: int = options.whole(50, "tokens kept per pole", low=1)
     fold: str = options.choice(

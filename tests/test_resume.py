@@ -185,3 +185,27 @@ def test_a_finished_run_that_fits_no_schema_is_kept(
     assert main([*tiny_run, *run]) == 0
     assert parts(tmp_path / "run") == before
     assert not kept.exists()
+
+
+def test_a_finished_choice_of_positions_is_not_made_again(
+    again, tiny_run, finished, monkeypatch
+) -> None:
+    """Each layer's positions are a part of their own: reading them needs no clean pass."""
+    from conceptvec.validation import placement
+
+    passes = []
+    made = placement.CleanPass
+    monkeypatch.setattr(
+        placement, "CleanPass", lambda *args: passes.append(list(args[2])) or made(*args)
+    )
+    argv = [*tiny_run, "--out", str(again)]
+    (again / "concept_vector_results_cpu.json").unlink()
+    assert main(argv) == 0
+    assert passes == []
+
+    (lost,) = (again / "validation").glob("placed_L02*")
+    lost.unlink()
+    (again / "concept_vector_results_cpu.json").unlink()
+    assert main(argv) == 0
+    assert len(passes) == 1
+    assert lasting(again) == lasting(finished)

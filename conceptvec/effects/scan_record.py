@@ -24,6 +24,7 @@ from conceptvec.effects.significance import (
     Columns,
     Nulls,
     benjamini_hochberg,
+    by_promotion,
     cut_off,
     joined,
     permuted_nulls,
@@ -197,6 +198,28 @@ class Scan:
         inverse = np.empty(len(order), int)
         inverse[order] = np.arange(len(order))
         return joined(pieces, len(self.effects.words)).take(inverse)
+
+    def promoted_words(
+        self, poles: Sequence[tuple[int, int, int]], concepts: Sequence[int]
+    ) -> list[np.ndarray]:
+        """Each pole's distinct words of its concept, those first that its vector promotes most.
+
+        Args:
+            poles: layer, neuron and sign of each, of any of the model's layers.
+            concepts: the number of each one's concept.
+
+        Returns:
+            words of the text's lexicon, int64 (n,) each.
+        """
+        found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(poles)
+        for layer in sorted({layer for layer, _, _ in poles}):
+            at = [index for index, pole in enumerate(poles) if pole[0] == layer]
+            readout = self._readout(layer, np.array([poles[index][1] for index in at]))
+            for column, index in enumerate(at):
+                promotes = readout[:, column] * poles[index][2]
+                order = by_promotion(promotes, self.contrast, concepts[index])
+                found[index] = self.effects.words[order]
+        return found
 
     @cached_property
     def moved_columns(self) -> Columns:

@@ -199,9 +199,14 @@ def uses_of(
 
 def judged_words(readout: np.ndarray, words: Contrast, concept: int) -> np.ndarray:
     """The concept's words that a pole promotes most: indices of the share that is judged."""
+    of_concept = by_promotion(readout, words, concept)
+    return of_concept[: -(-len(of_concept) // words.share)]
+
+
+def by_promotion(readout: np.ndarray, words: Contrast, concept: int) -> np.ndarray:
+    """The concept's words, those first that a pole promotes most: indices."""
     of_concept = np.flatnonzero(words.concept == concept)
-    count = -(-len(of_concept) // words.share)
-    return of_concept[np.argsort(-readout[of_concept], kind="stable")[:count]]
+    return of_concept[np.argsort(-readout[of_concept], kind="stable")]
 
 
 def carrying(effect: np.ndarray) -> int:

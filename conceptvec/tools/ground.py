@@ -144,7 +144,8 @@ def _why_not(run: Run, concept: int, before_words: np.ndarray) -> str | None:
         return f"{words} known words in the text, {RULE.known_words - words} too few"
     everywhere = np.zeros(len(run.text.target), np.float32)
     everywhere[before_words] = 1.0
-    of_concept = len(own_positions(run.text, everywhere, concept))
+    words_of_concept = np.unique(run.text.target[before_words])
+    of_concept = len(own_positions(run.text, everywhere, words_of_concept)[0])
     if of_concept < RULE.positions:
         return f"{of_concept} own positions in the text, {RULE.positions - of_concept} too few"
     if not run.scan.contrast.against[concept].any():

@@ -150,7 +150,7 @@ def plant_all(
         places: neurons in whose place they may stand, the first ones first.
     """
     model, later = ground.model, ground.not_first
-    plants, positions = [], []
+    plants = []
     for concept, neuron in zip(ground.concepts, places[: len(ground.concepts)], strict=True):
         of_concept = ground.before_words[concept]
         is_other = later.copy()
@@ -160,9 +160,15 @@ def plant_all(
         column = _direction(ground, layer, concept, config.fold)
         plants.append(Plant(layer, neuron, concept, column, fires))
 
-        # Where the test will look follows from the activation alone, so it is known beforehand.
-        activation = activations(fires, ground.hashes)
-        positions.append(own_positions(ground.run.text, activation, concept)[:LARGEST_SET])
+    # Where the test will look follows from the vectors' directions and their firing alone.
+    with planted(model, plants):
+        words = ground.scan.promoted_words(
+            [(layer, plant.neuron, 1) for plant in plants], [plant.concept for plant in plants]
+        )
+    positions = []
+    for plant, of_plant in zip(plants, words, strict=True):
+        activation = activations(plant.fires, ground.hashes)
+        positions.append(own_positions(ground.run.text, activation, of_plant)[0][:LARGEST_SET])
     effects = [options.effect_of(number, index) for index in range(len(plants))]
     still = np.zeros(model.intermediate_size)
     setting = replace(ground.run.setting, means={layer: still})

@@ -61,8 +61,9 @@ class CleanPass:
         """Where one neuron's gate is positive: bool (tokens,)."""
         return self.gates[layer][self.neurons[layer].index(neuron)]
 
-    def know(self, positions: np.ndarray, log_p: np.ndarray) -> None:
-        """Take over log-probabilities that an earlier pass has computed."""
+    def know_only(self, positions: np.ndarray, log_p: np.ndarray) -> None:
+        """Take over log-probabilities of an earlier pass, and forget those computed here."""
+        self._log_p[:] = np.nan
         self._log_p[positions] = log_p
 
     @torch.inference_mode()

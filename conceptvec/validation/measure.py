@@ -61,6 +61,11 @@ class Subject:
         return self.source != self.neuron
 
     @property
+    def written_sign(self) -> int:
+        """The pole of the source's vector that is written where the neuron's pole fires."""
+        return self.sign * self.source_sign
+
+    @property
     def key(self) -> str:
         """A name that no other subject of a run has."""
         return f"{self.role}:{self.id}:{self.neuron}{'+' if self.sign > 0 else '-'}:{self.concept}"

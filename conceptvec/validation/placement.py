@@ -1,7 +1,8 @@
 """Where the subjects are damaged: the scan's text as a field, and each subject's positions in it.
 
 A clean pass gives the activations of the subjects' neurons at every token, as many layers at a time
-as memory allows; `positions` chooses by them.
+as memory allows; `positions` chooses by them. What it chose for a layer is one part of the run: a
+process makes the pass only where such a part is missing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from conceptvec.runfolder import Arrays, Parts, Task, part_name
 from conceptvec.streams import rng
 from conceptvec.validation.clean import CleanPass
 from conceptvec.validation.evidence import Placed, example_positions
@@ -50,7 +52,12 @@ def field_of(scan: Scan) -> Field:
 
 
 def place(
-    scan: Scan, text: Field, seed: int, subjects: Sequence[Subject], uses: Sequence[Use]
+    scan: Scan,
+    text: Field,
+    seed: int,
+    subjects: Sequence[Subject],
+    uses: Sequence[Use],
+    parts: Parts,
 ) -> list[Placed]:
     """Choose positions for every candidate, and for the controls that are used.
 
@@ -60,48 +67,81 @@ def place(
         seed: of the run.
         subjects: candidates and controls.
         uses: what the scan says of each.
+        parts: keeps what was chosen, a part for each layer.
     """
     cut_off = scan.cut_off
-    used = [use.p <= cut_off for use in uses]
-    wanted = [
-        index
-        for index, subject in enumerate(subjects)
-        if subject.role == "candidate" or used[index]
-    ]
     nowhere = np.zeros(0, np.int64)
     no_positions = Positions(nowhere, nowhere, nowhere, nowhere, 0)
     placed = [
-        Placed(subject, use, is_used, no_positions, nowhere, nowhere.astype(bool))
-        for subject, use, is_used in zip(subjects, uses, used, strict=True)
+        Placed(subject, use, use.p <= cut_off, no_positions, nowhere, nowhere.astype(bool))
+        for subject, use in zip(subjects, uses, strict=True)
     ]
 
-    # As many layers at a time as memory for their activations is allowed for.
-    of_subjects = [subjects[index].layer for index in wanted]
-    for layers in _layer_groups(of_subjects, len(scan.passages.ids)):
-        indices = [index for index in wanted if subjects[index].layer in layers]
-        neurons = {
-            layer: sorted({subjects[i].neuron for i in indices if subjects[i].layer == layer})
-            for layer in sorted(layers)
-        }
-        clean = CleanPass(scan.model, scan.passages, neurons)
-        clean.know(*_seen_log_p(scan))
-        for index in indices:
-            placed[index] = _with_positions(placed[index], text, seed, clean)
+    # Which subjects of each layer have positions at all.
+    of_layer: dict[int, list[int]] = {}
+    for index, item in enumerate(placed):
+        if item.subject.role == "candidate" or item.used:
+            of_layer.setdefault(item.subject.layer, []).append(index)
+    layers = sorted(of_layer)
+    neurons = {layer: sorted({subjects[i].neuron for i in of_layer[layer]}) for layer in layers}
+    passes = _Passes(scan, neurons)
+
+    def task(layer: int) -> Task:
+        wanted = [placed[index] for index in of_layer[layer]]
+        about = [(item.subject.key, item.used) for item in wanted]
+        name = part_name(f"validation/placed_L{layer:02d}", about, scan.passages.digest)
+        return name, lambda: _chosen(wanted, text, seed, passes.of(layer), scan)
+
+    tasks = [task(layer) for layer in layers]
+    done = parts.map(tasks, "Stage 3: positions", "layer") if tasks else []
+    for layer, arrays in zip(layers, done, strict=True):
+        wanted = [placed[index] for index in of_layer[layer]]
+        for index, item in zip(of_layer[layer], _read(wanted, arrays), strict=True):
+            placed[index] = item
     return placed
 
 
-def _layer_groups(layers: Sequence[int], tokens: int) -> list[set[int]]:
+class _Passes:
+    """Clean passes, each over as many layers as memory allows, made where one is asked for.
+
+    Args:
+        scan: text and model.
+        neurons: layer → neurons whose activations are wanted.
+    """
+
+    def __init__(self, scan: Scan, neurons: dict[int, list[int]]) -> None:
+        self.scan, self.neurons = scan, neurons
+        self.groups = _layer_groups(neurons, len(scan.passages.ids))
+        self.known_log_p = _seen_log_p(scan)
+        self._made: tuple[set[int], CleanPass] | None = None  # one at a time is held
+
+    def of(self, layer: int) -> CleanPass:
+        """The pass over a layer's group, knowing no log-probabilities but the scan's.
+
+        So a layer's part does not depend on the layers that this process chose for before.
+        """
+        if self._made is None or layer not in self._made[0]:
+            self._made = None
+            group = next(group for group in self.groups if layer in group)
+            neurons = {number: self.neurons[number] for number in sorted(group)}
+            self._made = group, CleanPass(self.scan.model, self.scan.passages, neurons)
+        clean = self._made[1]
+        clean.know_only(*self.known_log_p)
+        return clean
+
+
+def _layer_groups(neurons: dict[int, list[int]], tokens: int) -> list[set[int]]:
     """The layers in groups whose neurons' activations fit into `ACTIVATION_BYTES` together.
 
     Args:
-        layers: of every neuron.
+        neurons: layer → neurons.
         tokens: of the text.
     """
     per_neuron = 5 * tokens  # an activation and a sign
     groups: list[set[int]] = []
     room = 0
-    for layer in sorted(set(layers)):
-        size = layers.count(layer) * per_neuron
+    for layer in sorted(neurons):
+        size = len(neurons[layer]) * per_neuron
         if not groups or size > room:
             groups.append(set())
             room = ACTIVATION_BYTES
@@ -110,22 +150,77 @@ def _layer_groups(layers: Sequence[int], tokens: int) -> list[set[int]]:
     return groups
 
 
-def _with_positions(placed: Placed, text: Field, seed: int, clean: CleanPass) -> Placed:
-    """The same subject with its positions, and its activations at the examples."""
-    subject = placed.subject
+# ---- a layer's part ----
+
+
+def _chosen(
+    wanted: Sequence[Placed], text: Field, seed: int, clean: CleanPass, scan: Scan
+) -> Arrays:
+    """Positions of a layer's subjects, one after the other.
+
+    Returns:
+        ``sizes`` (n, 5), the lengths of their own, elsewhere, other and silent positions and how
+        many were not matched; ``positions``, in this order; ``activations`` at the examples;
+        ``gates`` at the own positions.
+    """
+    subjects = [item.subject for item in wanted]
+    words = scan.promoted_words(
+        [(subject.layer, subject.source, subject.written_sign) for subject in subjects],
+        [subject.concept for subject in subjects],
+    )
+    chosen = [
+        _positions_of(item, of_item, text, seed, clean)
+        for item, of_item in zip(wanted, words, strict=True)
+    ]
+    kinds = [(p.of_concept, p.elsewhere, p.others, p.silent) for p, _, _ in chosen]
+    return {
+        "sizes": np.array(
+            [
+                [*map(len, of_one), positions.unmatched]
+                for of_one, (positions, _, _) in zip(kinds, chosen, strict=True)
+            ]
+        ),
+        "positions": np.concatenate([at for of_one in kinds for at in of_one]),
+        "activations": np.concatenate([activations for _, activations, _ in chosen]),
+        "gates": np.concatenate([gates for _, _, gates in chosen]),
+    }
+
+
+def _positions_of(
+    item: Placed, words: np.ndarray, text: Field, seed: int, clean: CleanPass
+) -> tuple[Positions, np.ndarray, np.ndarray]:
+    """One subject's positions, its activations at the examples, its gates at the own ones."""
+    subject = item.subject
     activation = clean.activation(subject.layer, subject.neuron)
     # Clean log-probabilities cost a product each, so only what is used is matched in them too.
-    log_p = clean.log_p if placed.used else _no_log_p
+    log_p = clean.log_p if item.used else _no_log_p
     positions = choose_positions(
         text,
         activation * subject.sign,
         subject.concept,
+        words,
         log_p,
         rng(seed, f"positions {subject.key}"),
     )
-    at_examples = activation[example_positions(positions)]
     gates = clean.gate_is_positive(subject.layer, subject.neuron)[positions.of_concept]
-    return replace(placed, positions=positions, example_activations=at_examples, gates=gates)
+    return positions, activation[example_positions(positions)], gates
+
+
+def _read(wanted: Sequence[Placed], arrays: Arrays) -> list[Placed]:
+    """The layer's subjects with what its part holds of each."""
+    sizes = arrays["sizes"]
+    edges = np.cumsum(sizes[:, :4].ravel())[:-1]
+    kinds = np.split(arrays["positions"], edges)
+    positions = [
+        Positions(*kinds[4 * i : 4 * i + 4], unmatched=int(sizes[i, 4])) for i in range(len(wanted))
+    ]
+    examples = [len(example_positions(one)) for one in positions]
+    activations = np.split(arrays["activations"], np.cumsum(examples)[:-1])
+    gates = np.split(arrays["gates"], np.cumsum(sizes[:, 0])[:-1])
+    return [
+        replace(item, positions=of_item, example_activations=a, gates=gate)
+        for item, of_item, a, gate in zip(wanted, positions, activations, gates, strict=True)
+    ]
 
 
 def _seen_log_p(scan: Scan) -> tuple[np.ndarray, np.ndarray]:

@@ -2,14 +2,16 @@
 
 A position t stands for the prediction of the token after it. For one pole and one concept:
 
-* **of the concept**, the *own* ones: the next token is a known word of the concept, and the pole
-  fires there; strongest first, one a document, few of one word.
+* **of the concept**, the *own* ones: the next token is one of the concept's words that the pole
+  promotes most, the same third that the scan judges, and the pole fires there; strongest first, one
+  a document, few of one word.
 * **elsewhere**: the next token is no word of the concept, and the pole fires as strongly as at the
   own position that it is matched to.
 * **others**: the next token is a known word of another concept, of like clean log-probability.
-* **silent**: the next token is a known word of the concept, and the neuron rests.
+* **silent**: the next token is such a word of the concept, and the neuron rests.
 
-Nothing here looks at the outcome of a damage. A pair that cannot be matched is dropped and counted.
+Which words a pole promotes is read from the weights, where it fires from the clean pass. Nothing
+here looks at the outcome of a damage. A pair that cannot be matched is dropped and counted.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 
 LARGEST_SET = 48  # own positions, where the text has them
+SHARES = (1 / 3, 2 / 3, 1.0)  # of the concept's words, most promoted first …
+ENOUGH = 32  # … the first share that stands before so many own positions is taken
 OF_ONE_WORD = 64  # an even share of these, and at least MIN_OF_ONE_WORD, may stand before one word
 MIN_OF_ONE_WORD = 4
 ALIKE = 0.2  # largest relative difference of activation in a matched pair
@@ -84,24 +88,37 @@ class Positions:
         return np.unique(np.concatenate(kinds))
 
 
-def own_positions(field: Field, activation: np.ndarray, concept: int) -> np.ndarray:
-    """Positions before known words of the concept where the pole fires, strongest first.
+def own_positions(
+    field: Field, activation: np.ndarray, words: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions before the words that the pole promotes most, where it fires, strongest first.
+
+    A vector of dogs need not do anything for fish. A concept with few words in the text would
+    leave too few positions, so more of them are taken there.
 
     Args:
         field: the text.
         activation: signed activation of the pole, positive where it fires: float32 (n,).
-        concept: its number.
+        words: distinct words of the concept, most promoted first: int (w,).
+
+    Returns:
+        the positions, and the words that were taken.
     """
-    at = _before_words_of(field, concept)
-    at = at[activation[at] > 0]
-    at = at[np.argsort(-activation[at], kind="stable")]
-    share = math.ceil(OF_ONE_WORD / max(field.known_words(concept), 1))
-    return _limited(field, at, max(MIN_OF_ONE_WORD, share))
+    positions, taken = np.zeros(0, np.int64), words
+    for share in SHARES:
+        taken = words[: math.ceil(share * len(words))]
+        at = _before(field, taken)
+        at = at[activation[at] > 0]
+        at = at[np.argsort(-activation[at], kind="stable")]
+        of_one_word = math.ceil(OF_ONE_WORD / max(len(taken), 1))
+        positions = _limited(field, at, max(MIN_OF_ONE_WORD, of_one_word))
+        if len(positions) >= ENOUGH:
+            break
+    return positions, taken
 
 
-def _before_words_of(field: Field, concept: int) -> np.ndarray:
-    known = np.flatnonzero(field.target >= 0)
-    return known[field.word_concept[field.target[known]] == concept]
+def _before(field: Field, words: np.ndarray) -> np.ndarray:
+    return np.flatnonzero((field.target >= 0) & np.isin(field.target, words))
 
 
 def _limited(field: Field, at: np.ndarray, of_one_word: int) -> np.ndarray:
@@ -120,7 +137,12 @@ def _limited(field: Field, at: np.ndarray, of_one_word: int) -> np.ndarray:
 
 
 def choose_positions(
-    field: Field, activation: np.ndarray, concept: int, log_p: LogP, seed: np.random.Generator
+    field: Field,
+    activation: np.ndarray,
+    concept: int,
+    words: np.ndarray,
+    log_p: LogP,
+    seed: np.random.Generator,
 ) -> Positions:
     """All positions of one pole and one concept.
 
@@ -128,15 +150,16 @@ def choose_positions(
         field: the text.
         activation: signed activation of the pole, positive where it fires: float32 (n,).
         concept: its number.
+        words: distinct words of the concept, those first that the pole promotes most: int (w,).
         log_p: gives clean log-probabilities of next tokens.
         seed: breaks ties between positions that are alike.
     """
-    of_concept = own_positions(field, activation, concept)
+    of_concept, taken = own_positions(field, activation, words)
     pairs = _elsewhere(field, activation, concept, of_concept, log_p)
     kept = of_concept[[index for index, _ in pairs]][:LARGEST_SET]
     elsewhere = np.array([position for _, position in pairs], np.int64)[:LARGEST_SET]
     others = _others(field, concept, kept, log_p, seed)
-    silent = _silent(field, activation, concept, kept)
+    silent = _silent(field, activation, taken, kept)
     unmatched = min(len(of_concept), LARGEST_SET) - len(kept)
     return Positions(kept, elsewhere, others, silent, max(unmatched, 0))
 
@@ -149,38 +172,42 @@ def _elsewhere(
     allowed = allowed[np.argsort(activation[allowed], kind="stable")]
     strength = activation[allowed]
 
-    # The positions nearest in activation to every own one, within the limit.
-    wanted = activation[of_concept[: 2 * LARGEST_SET]]
-    lows = np.searchsorted(strength, wanted * (1 - ALIKE))
-    highs = np.searchsorted(strength, wanted * (1 + ALIKE))
-    shortlists = []
-    for a, low, high in zip(wanted, lows, highs, strict=True):
-        at = np.searchsorted(strength, a)
-        window = np.arange(max(at - SHORTLIST, low), min(at + SHORTLIST, high))
-        nearest = np.argsort(np.abs(strength[window] - a), kind="stable")[:SHORTLIST]
-        shortlists.append(allowed[window[nearest]])
-    if not shortlists:
-        return []
-    log_p(np.concatenate(shortlists))  # one product for all of them; the loop looks them up
-
-    # Of the shortlist the nearest in log-probability whose document is free. Where own positions of
-    # like activation have used it up, the nearest in activation takes its place.
+    # Log-probabilities cost a product each: those of later own positions are only computed where
+    # the first ones were not all matched.
     pairs: list[tuple[int, int]] = []
     free = np.ones(int(field.document.max()) + 1, bool)
-    matches = zip(shortlists, log_p(of_concept), strict=False)
-    for index, (shortlist, own_log_p) in enumerate(matches):
-        near = shortlist[free[field.document[shortlist]]]
-        if len(near):
-            gap = np.abs(log_p(near) - own_log_p)
-        else:
-            near = allowed[lows[index] : highs[index]]
-            near = near[free[field.document[near]]]
-            gap = np.abs(activation[near] - wanted[index])
-        if not len(near) or len(pairs) == LARGEST_SET:
-            continue
-        best = int(near[gap.argmin()])
-        free[field.document[best]] = False
-        pairs.append((index, best))
+    for start in range(0, min(len(of_concept), 2 * LARGEST_SET), LARGEST_SET):
+        if len(pairs) == LARGEST_SET:
+            break
+        own = of_concept[start : min(start + LARGEST_SET, 2 * LARGEST_SET)]
+
+        # The positions nearest in activation to every own one, within the limit.
+        wanted = activation[own]
+        lows = np.searchsorted(strength, wanted * (1 - ALIKE))
+        highs = np.searchsorted(strength, wanted * (1 + ALIKE))
+        shortlists = []
+        for a, low, high in zip(wanted, lows, highs, strict=True):
+            at = np.searchsorted(strength, a)
+            window = np.arange(max(at - SHORTLIST, low), min(at + SHORTLIST, high))
+            nearest = np.argsort(np.abs(strength[window] - a), kind="stable")[:SHORTLIST]
+            shortlists.append(allowed[window[nearest]])
+        log_p(np.concatenate(shortlists))  # one product for all of them; the loop looks them up
+
+        # Of the shortlist the nearest in log-probability whose document is free. Where own
+        # positions of like activation have used it up, the nearest in activation takes its place.
+        for index, (shortlist, own_log_p) in enumerate(zip(shortlists, log_p(own), strict=True)):
+            near = shortlist[free[field.document[shortlist]]]
+            if len(near):
+                gap = np.abs(log_p(near) - own_log_p)
+            else:
+                near = allowed[lows[index] : highs[index]]
+                near = near[free[field.document[near]]]
+                gap = np.abs(activation[near] - wanted[index])
+            if not len(near) or len(pairs) == LARGEST_SET:
+                continue
+            best = int(near[gap.argmin()])
+            free[field.document[best]] = False
+            pairs.append((start + index, best))
     return pairs
 
 
@@ -212,13 +239,13 @@ def _others(
 
 
 def _silent(
-    field: Field, activation: np.ndarray, concept: int, of_concept: np.ndarray
+    field: Field, activation: np.ndarray, words: np.ndarray, of_concept: np.ndarray
 ) -> np.ndarray:
-    """Positions before words of the concept where the neuron rests, one a document."""
+    """Positions before the same words where the neuron rests, one a document."""
     if not len(of_concept):
         return np.zeros(0, np.int64)
     rest = AT_REST * float(np.median(activation[of_concept]))
-    at = _before_words_of(field, concept)
+    at = _before(field, words)
     at = at[np.abs(activation[at]) <= rest]
     at = at[np.argsort(np.abs(activation[at]), kind="stable")]
     return _limited(field, at, MIN_OF_ONE_WORD)[:SILENT_SET]

@@ -152,7 +152,7 @@ def verdicts_on(run: Run, candidates: Sequence[Candidate]) -> tuple[list[Tested]
     control_subjects, control_uses = _controls(run, subjects)
     uses = [*run.scan.candidate_uses, *control_uses]
     everyone = [*subjects, *control_subjects]
-    placed = place(run.scan, run.text, run.config.seed, everyone, uses)
+    placed = place(run.scan, run.text, run.config.seed, everyone, uses, run.parts)
     measured = _measure(run, placed)
     tested = [_judged(run, item, measured.get(item.subject.key)) for item in placed]
     return tested[: len(candidates)], tested[len(candidates) :]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from conceptvec.validation.positions import (
     ALIKE,
+    ENOUGH,
     LARGEST_SET,
     MIN_OF_ONE_WORD,
     SILENT_SET,
@@ -39,6 +40,15 @@ def random_field(seed: int, documents: int = 200, length: int = 30) -> tuple[Fie
     return field, stream.normal(size=n).astype(np.float32)
 
 
+def words_of(field: Field, concept: int) -> np.ndarray:
+    """In the order in which the pole promotes them: here that of their numbers."""
+    return np.flatnonzero(field.word_concept == concept)
+
+
+def choose(field: Field, activation: np.ndarray, concept: int, log_p, stream):
+    return choose_positions(field, activation, concept, words_of(field, concept), log_p, stream)
+
+
 def chosen(seed: int, concept: int = 1):
     field, activation = random_field(seed)
     log_p = -np.random.default_rng(seed + 1).exponential(3, len(activation))
@@ -47,7 +57,7 @@ def chosen(seed: int, concept: int = 1):
         field,
         activation,
         log_p,
-        choose_positions(field, activation, concept, lambda at: log_p[at], stream),
+        choose(field, activation, concept, lambda at: log_p[at], stream),
     )
 
 
@@ -60,8 +70,26 @@ def test_own_positions_are_before_known_words_where_the_pole_fires(seed: int) ->
     assert (activation[own] > 0).all()
     assert (np.diff(activation[own]) <= 0).all()
     assert len(np.unique(field.document[own])) == len(own) <= LARGEST_SET
-    per_word = np.bincount(field.target[own])
-    assert per_word.max() <= max(MIN_OF_ONE_WORD, -(-64 // field.known_words(1)))
+    promoted = words_of(field, 1)[:2]  # a third of the four
+    assert set(field.target[own]) <= set(promoted)
+    assert np.bincount(field.target[own]).max() <= max(MIN_OF_ONE_WORD, -(-64 // len(promoted)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 120))
+def test_more_words_are_asked_where_the_promoted_third_leaves_too_few(
+    seed: int, documents: int
+) -> None:
+    field, activation = random_field(seed, documents)
+    words = words_of(field, 1)
+    own, taken = own_positions(field, activation, words)
+    assert np.array_equal(taken, words[: len(taken)])  # the most promoted first
+    assert len(taken) in (2, 3, 4)
+    assert len(own) >= ENOUGH or len(taken) == 4
+    if len(taken) > 2:  # no share before it was enough
+        fewer, _ = own_positions(field, activation, words[: len(taken) - 1])
+        assert len(fewer) < ENOUGH
+    assert set(field.target[own]) <= set(taken)
 
 
 @settings(max_examples=25, deadline=None)
@@ -101,12 +129,10 @@ def test_others_are_near_in_log_probability() -> None:
 
 def test_what_can_not_be_matched_is_dropped_and_counted() -> None:
     field, activation = random_field(3)
-    own = own_positions(field, activation, 1)
+    own, _ = own_positions(field, activation, words_of(field, 1))
     lifted = activation.copy()
     lifted[own[:5]] += 100  # nothing elsewhere fires like these
-    positions = choose_positions(
-        field, lifted, 1, lambda at: np.zeros(len(at)), np.random.default_rng(0)
-    )
+    positions = choose(field, lifted, 1, lambda at: np.zeros(len(at)), np.random.default_rng(0))
     assert not set(own[:5]) & set(positions.of_concept)
     assert positions.unmatched >= 0
     assert len(positions.of_concept) == len(positions.elsewhere)
@@ -117,7 +143,7 @@ def test_own_positions_of_one_activation_are_all_matched() -> None:
     field, activation = random_field(3)
     level = np.where(activation > 0, np.float32(1), activation)
     chance = -np.random.default_rng(4).exponential(3, len(level))
-    positions = choose_positions(field, level, 1, lambda at: chance[at], np.random.default_rng(0))
+    positions = choose(field, level, 1, lambda at: chance[at], np.random.default_rng(0))
     assert len(positions.elsewhere) == len(positions.of_concept) == LARGEST_SET
     assert len(set(field.document[positions.elsewhere])) == LARGEST_SET
     assert positions.unmatched == 0
@@ -131,7 +157,7 @@ def test_the_choice_does_not_look_at_anything_but_its_arguments() -> None:
 
 def test_a_neuron_that_never_fires_has_no_positions() -> None:
     field, activation = random_field(4)
-    positions = choose_positions(
+    positions = choose(
         field, -np.abs(activation), 1, lambda at: np.zeros(len(at)), np.random.default_rng(0)
     )
     assert len(positions.all()) == 0
@@ -146,7 +172,7 @@ def test_a_text_without_other_concepts_leaves_others_empty(concept: int) -> None
         field.document, field.scored, field.mentions, np.where(field.target >= 0, alone, -1),
         field.word_concept,
     )  # fmt: skip
-    positions = choose_positions(
+    positions = choose(
         only, activation, concept, lambda at: np.zeros(len(at)), np.random.default_rng(0)
     )
     assert len(positions.others) == 0
