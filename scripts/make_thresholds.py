@@ -1,11 +1,14 @@
-"""What each threshold of Stage 3 does to the verdicts of a finished run, as a table of Markdown.
+"""What the conditions of Stage 3 do to the verdicts of a finished run, as tables of Markdown.
 
     python scripts/make_thresholds.py RUN
 
-The run's own evidence is judged again with half and with double of each threshold. Everything that
-was measured is read from the run folder; the model is loaded for one clean pass, which says where
-the vectors were tested. A looser threshold of *used*, words or positions would let in vectors that
-were never damaged; these cannot be counted.
+* Condition after condition, in the order of the rule: how many candidates and controls are left.
+* Each condition left out: what the run would validate without it.
+* The run's own evidence judged again with half and with double of each threshold.
+
+Everything that was measured is read from the run folder. What the scan stops was never damaged: a
+rule without *used*, words or positions, or with looser ones, would let in vectors that cannot be
+counted.
 """
 
 from __future__ import annotations
@@ -20,11 +23,25 @@ from finished_run import reopened
 from conceptvec.effects.stage import scan_text
 from conceptvec.text import table
 from conceptvec.validation.evidence import Tested, evidence_of
-from conceptvec.validation.rule import RULE, Thresholds, judge
+from conceptvec.validation.rule import RULE, Thresholds, conditions, judge
 from conceptvec.validation.stage import run_on, verdicts_on
 
 WHOLE = ("known_words", "positions", "carrying_words")
 NOT_JUDGED = ("q",)  # settled for the whole family, not vector by vector
+# The rule's conditions by their number in it; *used* first, since nothing else is looked for after.
+CONDITIONS = {
+    4: "used (q ≤ .05)",
+    0: "six known words",
+    1: "24 own positions",
+    2: "24 matched positions",
+    3: "fires before its words",
+    5: "three words carry it",
+    6: "own drop ≥ .05",
+    7: "… under rotation too",
+    8: "other concepts' effect ≤ half",
+    9: "unrelated drop ≤ half",
+    10: "interval above zero",
+}
 ROLES = ("null", "wrong_concept", "moved")
 APART = "numbers"  # a list of numerals is a concept by its form
 
@@ -61,8 +78,29 @@ def is_validated(item: Tested, rule: Thresholds) -> bool:
     return judge(evidence, rule).validated
 
 
+def left_after(groups: Sequence[Sequence[Tested]]) -> list[list[str | int]]:
+    """A row for each condition: how many are left after it, and how many it alone keeps out."""
+    failed = [[_failed(item) for item in group] for group in groups]
+    rows: list[list[str | int]] = [["all", *(len(group) for group in groups)]]
+    for step, (number, name) in enumerate(CONDITIONS.items()):
+        so_far = set(list(CONDITIONS)[: step + 1])
+        row: list[str | int] = [name]
+        for of_group in failed:
+            left = sum(not one & so_far for one in of_group)
+            alone = sum(one == {number} for one in of_group)
+            row.append(f"{left} (alone: {alone})" if alone else left)
+        rows.append(row)
+    return rows
+
+
+def _failed(item: Tested) -> set[int]:
+    """The conditions of the rule that do not hold, by number."""
+    evidence = evidence_of(item.use, item.used, item.positions, item.drops, item.interval)
+    return {number for number, (_, holds) in enumerate(conditions(evidence)) if not holds}
+
+
 def page(candidates: Sequence[Tested], controls: Sequence[Tested], names: Sequence[str]) -> str:
-    """Both tables."""
+    """All tables."""
     numbers = [item for item in candidates if names[item.subject.concept] == APART]
     others = [item for item in candidates if names[item.subject.concept] != APART]
     groups = [
@@ -77,7 +115,7 @@ def page(candidates: Sequence[Tested], controls: Sequence[Tested], names: Sequen
     heads = (
         "threshold",
         "",
-        f"validated, no {APART}",
+        f"no {APART}",
         APART,
         *(r.replace("_", " ") for r in ROLES),
     )
@@ -90,6 +128,7 @@ def page(candidates: Sequence[Tested], controls: Sequence[Tested], names: Sequen
             f"Of the {len(used)} candidates that are used: "
             + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common()),
             table(failed.most_common(), ("what failed", "candidates"), "github"),
+            table(left_after(groups), ("left after", *heads[2:]), "github"),
             table(rows, heads, "github"),
         ]
     )

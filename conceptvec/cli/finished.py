@@ -8,6 +8,7 @@ from pathlib import Path
 from conceptvec.cli.options import RESULTS_HELP, Answer, Command, argument, count, path_argument
 
 PNG = b"\x89PNG"  # how such a file begins
+SHOWN_IDS = 12  # on the line that `export` prints
 
 
 def poles(arguments: argparse.Namespace) -> Answer:
@@ -37,7 +38,8 @@ def export(arguments: argparse.Namespace) -> Answer:
     written = export(results, arguments.out, arguments.to, choice, arguments.model)
     path, ids = str(written.path), list(written.ids)
     answer = {"to": arguments.to, "path": path, "ids": ids}
-    return Answer(answer, lambda: f"{path}\n{len(ids)} of the run's vectors: {', '.join(ids)}")
+    shown = [*ids[:SHOWN_IDS], *(["…"] if len(ids) > SHOWN_IDS else [])]
+    return Answer(answer, lambda: f"{path}\n{len(ids)} of the run's vectors: {', '.join(shown)}")
 
 
 def compare(arguments: argparse.Namespace) -> Answer:

@@ -56,16 +56,18 @@ class EffectOnly(TypedDict):
     top_tokens: list[TextAndValue]
 
 
-class Used(TypedDict):
-    """Poles and concepts, and how many of them are used."""
+class Seldom(TypedDict):
+    """Poles and concepts, and how many of them have a p that is seldom reached by chance."""
+
+    n: Count
+    seldom: Count
+
+
+class ScanControl(TypedDict):
+    """Poles and concepts that go together by chance, and how many reach the cut-off of p."""
 
     n: Count
     used: Count
-
-
-class ScanControl(Used):
-    """Poles and concepts that go together by chance, and how many reach the cut-off of p."""
-
     share: Share
 
 
@@ -77,29 +79,22 @@ class EffectByScore(TypedDict):
         effect_edges: of the bins of mean ablation's effect, nats.
         with_score: poles with their best concept, by bin of score and bin of effect.
         without_score: all other poles and concepts, by bin of effect.
+        level: the largest p that counts as seldom.
+        seldom_by_score: of `with_score`, by bin of score.
+        seldom_without_score: of all other poles and concepts.
         moved: the candidates' vectors under other neurons' firing: score and effect.
+        moved_seldom_by_score: of these, by bin of score.
     """
 
     score_edges: list[float]
     effect_edges: list[float]
     with_score: list[list[Count]]
     without_score: list[Count]
-    used_by_score: list[Used]
-    used_without_score: Used
+    level: Share
+    seldom_by_score: list[Seldom]
+    seldom_without_score: Seldom
     moved: list[tuple[float, float]]
-    moved_used_by_score: list[Used]
-
-
-class EffectByLayer(TypedDict):
-    """One concept, layer by layer.
-
-    Attributes:
-        largest: the largest effect with p at most 0.001 that is specific to the concept, nats.
-        named: poles that the scan names.
-    """
-
-    largest: list[float]
-    named: list[Count]
+    moved_seldom_by_score: list[Seldom]
 
 
 class ScanOverview(TypedDict):
@@ -109,11 +104,12 @@ class ScanOverview(TypedDict):
         poles_and_concepts: how many were tested together.
         cut_off: the largest p with q at most 0.05; null where there is none.
         controls: by kind: permuted_words, moved, moved_candidates.
-        effect_by_layer: concept → layer by layer.
+        effect_by_layer: concept → layer by layer the largest effect with p at most 0.001 that is
+            specific to the concept, nats.
     """
 
     poles_and_concepts: Count
     cut_off: Share | None
     controls: dict[str, ScanControl]
     effect_by_score: EffectByScore
-    effect_by_layer: dict[str, EffectByLayer]
+    effect_by_layer: dict[str, list[float]]

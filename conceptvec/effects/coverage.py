@@ -113,24 +113,23 @@ class Coverage:
         return (self.missing_words > 0) | (self.missing_documents > 0)
 
     def say(self) -> None:
-        """Log what is still missing, a line for each concept that lacks something."""
-        for i, name in enumerate(self.concepts):
-            words, documents = int(self.words[i]), int(self.documents[i])
-            available = int(self.available[i])
-            if available < WORDS:
-                logger.info(
-                    "%s: %d of its words are single tokens of this model, short of %d",
-                    name,
-                    available,
-                    WORDS,
-                )
-            if self.is_short[i]:
-                logger.warning(
-                    "%s: the text holds %d of its words in %d documents, short of %d in %d; "
-                    "give more --corpus-tokens or another --corpus",
-                    name,
-                    words,
-                    documents,
-                    min(WORDS, available),
-                    DOCUMENTS,
-                )
+        """Log which concepts the vocabulary and the text are short of."""
+        few = [
+            f"{name} {available}"
+            for name, available in zip(self.concepts, self.available.tolist(), strict=True)
+            if available < WORDS
+        ]
+        if few:
+            said = "short of %d words that are single tokens of this model: %s"
+            logger.info(said, WORDS, ", ".join(few))
+        short = [
+            f"{self.concepts[i]} {self.words[i]} in {self.documents[i]}"
+            for i in np.flatnonzero(self.is_short)
+        ]
+        if short:
+            said = (
+                "the text is short of %d words in %d documents for %d of %d concepts; give more "
+                "--corpus-tokens or another --corpus: %s"
+            )
+            about = WORDS, DOCUMENTS, len(short), len(self.concepts)
+            logger.warning(said, *about, ", ".join(short))

@@ -13,11 +13,9 @@ import numpy as np
 import torch
 
 from conceptvec.effects.everywhere import (
-    OTHERS,
     PRIOR,
     Everywhere,
     Nulls,
-    largest_others,
     measure,
     moved_vectors,
     permuted_words,
@@ -212,23 +210,19 @@ def by_scan(scan: Scan, everywhere: Everywhere, scored: Scored, top_k: int) -> B
         effect_only_entries(named, by_projection, lists),
         overview(
             everywhere,
-            [(item.concept, item.pole.layer) for item in named],
             scored.pole_scores,
-            moved_effects(scan, everywhere, scored),
+            moved_effects(scan, scored),
         ),
     )
 
 
-def moved_effects(scan: Scan, everywhere: Everywhere, scored: Scored) -> MovedEffects:
+def moved_effects(scan: Scan, scored: Scored) -> MovedEffects:
     """The candidates' vectors under neurons that are in no null, each for its own concept."""
     at = np.flatnonzero(scan.is_held_out & ~scan.is_sampled)
     columns, candidate = scan.moved_columns.take(at), scan.moved.pole[at]
     concept, row = scan.candidate_concepts[candidate], np.arange(len(at))
     tested = studentised(columns.mean, columns.readout, scan.contrast, prior=PRIOR)
-    mean = tested.mean[concept, row]
-    other = largest_others(tested.mean, scan.contrast.sizes)[concept, row]
     nulls = nulls_of(scan)
     p = np.array([_p(t, c, nulls) for t, c in zip(tested.t[concept, row], concept, strict=True)])
-    is_specific = (mean > 0) & (np.maximum(other, 0) <= OTHERS * mean)
     scores = np.array([entry["score"] for entry in scored.entries], float)
-    return MovedEffects(scores[candidate], mean, (p <= everywhere.cut_off) & is_specific)
+    return MovedEffects(scores[candidate], tested.mean[concept, row], p)

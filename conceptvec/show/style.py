@@ -10,6 +10,7 @@ import io
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any
 
 from matplotlib import font_manager
@@ -39,7 +40,7 @@ STYLE = {
     "figure.dpi": 110,
 }
 WIDTH = 7.5  # inches: the width of a notebook cell
-LONGEST_NAME = 40  # of a model: a folder's path can be longer than the figure is wide
+LONGEST_NAME = 40  # of a model: a relative path can be longer than the figure is wide
 MAIN_FONT = "DejaVu Sans"  # matplotlib's own
 # Fonts for scripts that it lacks; only those that a figure needs are loaded.
 FALLBACK_FONTS = (
@@ -149,7 +150,8 @@ def frame(
 
 
 def _source(model: Mapping[str, Any]) -> str:
-    name = printable(model["id"])
+    path = PurePath(model["id"])
+    name = printable(path.name if path.is_absolute() else model["id"])
     if len(name) > LONGEST_NAME:
         name = "…" + name[1 - LONGEST_NAME :]
     return f"{name}, {model['dtype']} on {model['device']}"

@@ -156,6 +156,11 @@ def _conditions(evidence: Evidence, rule: Thresholds) -> Iterator[tuple[Verdict,
     )
 
 
+def conditions(evidence: Evidence, rule: Thresholds = RULE) -> Conditions:
+    """All conditions in their order, each as the phrase that its failure is told by."""
+    return [condition for _, some in _conditions(evidence, rule) for condition in some]
+
+
 def enough_text(evidence: Evidence, rule: Thresholds = RULE) -> Conditions:
     """What the text must hold for any other verdict, with how much is missing."""
 

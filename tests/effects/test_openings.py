@@ -204,7 +204,8 @@ def test_no_second_round_where_nothing_lacks(tiny, concepts, targets):
 def test_what_lacks_is_said(caplog):
     caplog.set_level("INFO")
     coverage([WORDS, 10], [DOCUMENTS, 20]).say()
-    assert "c1: the text holds 10 of its words in 20 documents" in caplog.text
+    assert "for 1 of 2 concepts" in caplog.text
+    assert "c1 10 in 20" in caplog.text
     assert "c0" not in caplog.text
 
 

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from conceptvec.show.figures.drawing import NOTE_SIZE, drawing, name_rows, note, was_tested
+from conceptvec.show.figures.drawing import drawing, heat_map, name_rows, note, was_tested
 from conceptvec.show.style import BLUE, GREEN, INK, PALE, drawable, frame
 
 STEPS = {
@@ -92,19 +91,16 @@ def layer_by_concept(results: Mapping[str, Any]) -> Figure:
         height=max(3.4, 0.3 * len(concepts) + 1.5),
         note=f"{valid.sum()} validated of {tested.sum()} tested; {legend}",
     )
-    seaborn.heatmap(
+    heat_map(
+        axes,
         tested,
-        ax=axes,
-        cmap=seaborn.light_palette(BLUE, as_cmap=True),
+        _cell_texts(tested, valid, is_wide),
+        "tested poles",
         mask=tested == 0,
-        annot=_cell_texts(tested, valid, is_wide),
-        fmt="",
-        annot_kws={"fontsize": NOTE_SIZE},
         vmin=0,
         vmax=max(tested.max(), 2),
         xticklabels=layers,
-        linewidths=1,
-        cbar_kws={"label": "tested poles", "ticks": MaxNLocator(integer=True)},
+        cbar_kws={"ticks": MaxNLocator(integer=True)},
     )
     _frame_hits(axes, valid)
     axes.set_yticks(np.arange(len(concepts)) + 0.5, [drawable(c) for c in concepts], rotation=0)

@@ -8,12 +8,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from conceptvec.show.style import MAIN_FONT, MUTED, STYLE, drawable, font_of, frame
+from conceptvec.show.style import BLUE, INK, MAIN_FONT, MUTED, STYLE, drawable, font_of, frame
 
 NOTE_SIZE = 8.5  # points of what stands in a figure besides axes and titles
+DARK = 0.24  # luminance under which white is read more easily than `INK` (WCAG's contrast)
 
 
 class Drawing:
@@ -74,6 +76,36 @@ def style_for(words: Iterable[str]) -> Any:
     characters = sorted(set("".join(words)))
     fonts = dict.fromkeys(font_of(character) or MAIN_FONT for character in characters)
     return {**STYLE, "font.family": [MAIN_FONT, *(f for f in fonts if f != MAIN_FONT)]}
+
+
+def heat_map(axes: Axes, values: np.ndarray, texts: np.ndarray, label: str, **options: Any) -> None:
+    """Shades of blue by value, with a text in each cell that can be read on its shade.
+
+    Args:
+        axes: what is drawn on.
+        values: (rows, columns).
+        texts: of the same shape.
+        label: of the scale beside it.
+        options: further ones of `seaborn.heatmap`.
+    """
+    there_before = len(axes.texts)
+    scale = {"label": label} | options.pop("cbar_kws", {})
+    seaborn.heatmap(
+        values,
+        ax=axes,
+        cmap=seaborn.light_palette(BLUE, as_cmap=True),
+        annot=texts,
+        fmt="",
+        annot_kws={"fontsize": NOTE_SIZE},
+        linewidths=1,
+        cbar_kws=scale,
+        **options,
+    )
+    faces = np.asarray(axes.collections[0].get_facecolor()).reshape(*values.shape, 4)
+    for text in axes.texts[there_before:]:
+        column, row = (int(place) for place in text.get_position())
+        is_dark = seaborn.utils.relative_luminance(faces[row, column]) < DARK
+        text.set_color("white" if is_dark else INK)
 
 
 def name_rows(axes: Axes, names: Iterable[str], width: int = 26) -> None:

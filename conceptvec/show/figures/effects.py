@@ -12,8 +12,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from conceptvec.show.figures.drawing import NOTE_SIZE, drawing, note
+from conceptvec.show.figures.drawing import drawing, heat_map, note
 from conceptvec.show.style import BLUE, GRAY, GREEN, INK, MUTED, PALE, drawable, frame
+from conceptvec.validation.rule import RULE
 
 NO_SCORE, SIDE = -0.12, 0.04  # where poles and concepts without a score stand; half their width
 LINEAR = 1e-3  # nats, below which the scale of effects is linear
@@ -32,7 +33,8 @@ def effect_by_score(results: Mapping[str, Any]) -> Figure:
     """Effect of every pole on every concept against Stage 2's score of the pole for it.
 
     Above the distribution of effects at each score, with the candidates, and their vectors under
-    other neurons' firing; below the share that is used for the concept.
+    other neurons' firing; below how many have a p that is seldom reached by chance. A label that
+    said nothing would leave them on the line of chance.
     """
     overview = results["scan_overview"]
     counts = overview["effect_by_score"]
@@ -79,7 +81,7 @@ def _densities(axes: Axes, counts: Mapping[str, Any]) -> None:
 def _points(
     axes: Axes, moved: Sequence[Sequence[float]], entries: Sequence[Mapping[str, Any]]
 ) -> None:
-    """The moved vectors, then Stage 2's candidates, those that the scan names as well in green."""
+    """The moved vectors, then Stage 2's candidates, those that are used in green."""
     looks: dict[str, Any] = {"s": 11, "zorder": 3, "linewidths": 0.6}
     axes.scatter(
         [score for score, _ in moved],
@@ -89,15 +91,16 @@ def _points(
         label=f"their vectors moved (n = {len(moved)})",
         **looks,
     )
-    for found_by, color, label in (
-        ("projection", INK, "candidates of Stage 2"),
-        ("both", GREEN, "used for the concept"),
+    known = [entry for entry in entries if entry["scan"]["mean"] is not None]
+    for is_used, color, label in (
+        (False, INK, "other candidates of Stage 2"),
+        (True, GREEN, "used for the concept"),
     ):
-        chosen = [e for e in entries if e["found_by"] == found_by and e["scan"]["mean"] is not None]
+        chosen = [entry for entry in known if (entry["q_value"] <= RULE.q) == is_used]
         axes.scatter(
             [e["score"] for e in chosen],
             [e["scan"]["mean"] for e in chosen],
-            facecolors="none" if found_by == "projection" else color,
+            facecolors=color if is_used else "none",
             edgecolors=color,
             label=f"{label} (n = {len(chosen)})",
             **looks,
@@ -115,64 +118,68 @@ def _effect_scale(axes: Axes) -> None:
 
 
 def _shares(axes: Axes, counts: Mapping[str, Any]) -> None:
-    """The share of poles that is used, by score, and that of the moved vectors."""
+    """The share of poles with a small p, by score, and that of the moved vectors."""
     edges = np.array(counts["score_edges"])
     centres = (edges[:-1:BINS_TOGETHER] + edges[BINS_TOGETHER::BINS_TOGETHER]) / 2
-    for key, color, marker in (("moved_used_by_score", GRAY, "x"), ("used_by_score", GREEN, "o")):
-        total, used = (
+    level = counts["level"]
+    axes.axhline(level, color=MUTED, lw=0.8, ls="--")
+    note(axes, "chance", (0.5, level), (0, 3), ha="center")
+    for key, color, marker in (
+        ("moved_seldom_by_score", GRAY, "x"),
+        ("seldom_by_score", INK, "o"),
+    ):
+        total, seldom = (
             np.array([bin_[name] for bin_ in counts[key]]).reshape(-1, BINS_TOGETHER).sum(1)
-            for name in ("n", "used")
+            for name in ("n", "seldom")
         )
         is_filled = total > 0
         axes.plot(
             centres[is_filled],
-            used[is_filled] / total[is_filled],
+            seldom[is_filled] / total[is_filled],
             color=color,
             marker=marker,
             ms=4,
             lw=1.2,
         )
-    rest = counts["used_without_score"]
-    share = rest["used"] / max(rest["n"], 1)
-    axes.plot([NO_SCORE], [share], color=GREEN, marker="o", ms=4)
-    note(axes, f"{share:.2%}", (NO_SCORE, share), (0, 5), ha="center")
+    rest = counts["seldom_without_score"]
+    share = rest["seldom"] / max(rest["n"], 1)
+    axes.plot([NO_SCORE], [share], color=INK, marker="o", ms=4)
+    note(axes, f"{share:.1%}", (NO_SCORE, share), (0, 5), ha="center")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(bottom=0)
     axes.margins(y=0.25)
-    axes.set_ylabel("used")
+    axes.set_ylabel(f"p ≤ {level:g}")
 
 
 @drawing(was_scanned, "Nothing was scanned: run Stage 3.")
 def effect_by_layer(results: Mapping[str, Any]) -> Figure:
     """Heat map, concept by layer: the largest effect of a pole that serves the concept.
 
-    In each cell stands how many poles are used.
+    In each cell stands how many of Stage 2's candidates are used.
     """
     by_layer = results["scan_overview"]["effect_by_layer"]
     concepts, layers = list(by_layer), results["layers"]
-    effects = np.array([by_layer[concept]["largest"] for concept in concepts], float)
-    named = np.array([by_layer[concept]["named"] for concept in concepts])
+    effects = np.array([by_layer[concept] for concept in concepts], float)
+    used = np.zeros(effects.shape, int)
+    for entry in results["validation_results"]:
+        used[concepts.index(entry["concept"]), layers.index(entry["layer"])] += (
+            entry["q_value"] <= RULE.q
+        )
     figure, (axes,) = frame(
         results,
         "Effect by layer",
         height=max(3.4, 0.3 * len(concepts) + 1.5),
-        note=f"number in a cell: poles that are used, {named.sum():,} in all",
+        note=f"number in a cell: candidates that are used, {used.sum():,} in all",
     )
     top = max(float(effects.max(initial=0)), 10 * SMALLEST)
-    seaborn.heatmap(
+    heat_map(
+        axes,
         np.clip(effects, SMALLEST, top),
-        ax=axes,
-        cmap=seaborn.light_palette(BLUE, as_cmap=True),
+        np.where(used > 0, used.astype(str), ""),
+        "largest effect of a pole (nats)",
         norm=LogNorm(SMALLEST, top),
-        annot=np.where(named > 0, named.astype(str), ""),
-        fmt="",
-        annot_kws={"fontsize": NOTE_SIZE},
         xticklabels=layers,
-        linewidths=1,
-        cbar_kws={
-            "label": "largest effect of a pole (nats)",
-            "format": FuncFormatter(lambda value, _: f"{value:g}"),
-        },
+        cbar_kws={"format": FuncFormatter(lambda value, _: f"{value:g}")},
     )
     axes.set_yticks(np.arange(len(concepts)) + 0.5, [drawable(c) for c in concepts], rotation=0)
     axes.set_xlabel("layer")
