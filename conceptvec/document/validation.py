@@ -120,7 +120,7 @@ class ValidationEntry(CandidateEntry, Drops, FiringSigns):
         ci95: 95 % interval of the selectivity, bootstrap over documents.
         p_value: the larger of the scan's p_words and p_moved.
         q_value: p_value after Benjamini-Hochberg over the run's candidates.
-        n_concept_positions: own positions.
+        n_concept_positions: own positions, before words of the concept that the pole promotes.
         n_unrelated_positions: the smaller number of the two kinds that are matched to them.
         n_unmatched_positions: own positions that were dropped because nothing is alike.
         answers_in_top_tokens: share of own positions whose word is among top_tokens.
