@@ -1,10 +1,11 @@
 """Write a run as a page of Markdown: what was asked of what, the controls, and twelve vectors as cards.
 
-    python scripts/make_cards.py RUN NAME docs/PAGE.md     the page, and its picture docs/PAGE.png
-    python scripts/make_cards.py RUN NAME docs/PAGE.png    the picture alone
+    python scripts/make_cards.py RUN NAME docs/PAGE.md     the page, and its pictures docs/PAGE….png
+    python scripts/make_cards.py RUN NAME docs/PAGE.png    the pictures alone
 
-NAME says in words what the model is. The picture shows the drops of every vector that was damaged. The cards are the validated vectors with the largest drop: the
-best of each concept first, then the next ones.
+NAME says in words what the model is. The pictures show the drops of every vector that was damaged,
+and the effects that the scan found, by score and by layer. The cards are the validated vectors with
+the largest drop: the best of each concept first, then the next ones.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import conceptvec as cv
-from conceptvec.show.figures import drops, save_figure
+from conceptvec.show.figures import drops, effect_by_layer, effect_by_score, save_figure
 from conceptvec.text import number, printable, table
 
 CARDS = 12
 TOKENS = 12
 LOSERS = 8
 EXAMPLES = 2
+PICTURES = {"": drops, "-effect-by-score": effect_by_score, "-effect-by-layer": effect_by_layer}
 ROLES = {
     "null neurons": (),
     "candidates under a wrong concept": ("wrong_concept",),
@@ -181,9 +183,10 @@ def main() -> None:
     run, name, out = sys.argv[1:4]
     results, path = cv.load_results(run), Path(out)
     results["model"]["id"] = name  # the folder's own name says nothing to a reader
-    picture = save_figure(drops(results), path.with_suffix(".png"))
-    if path != picture:
-        path.write_text(page(results, name, picture.name), encoding="utf-8")
+    for ending, draw in PICTURES.items():
+        save_figure(draw(results), path.with_name(f"{path.stem}{ending}.png"))
+    if path.suffix != ".png":
+        path.write_text(page(results, name, f"{path.stem}.png"), encoding="utf-8")
 
 
 if __name__ == "__main__":

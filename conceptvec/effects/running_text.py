@@ -21,6 +21,7 @@ class RunningText:
         masked: tokens that do not count when a word is ranked: bool (V,).
         run_concepts: numbers of the run's own concepts, the others serve for contrast.
         pieces: the text of every token (V,).
+        seconds: that it took to write or to read.
     """
 
     passages: Passages
@@ -29,3 +30,4 @@ class RunningText:
     masked: np.ndarray
     run_concepts: tuple[int, ...]
     pieces: tuple[str, ...]
+    seconds: float

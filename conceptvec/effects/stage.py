@@ -65,6 +65,7 @@ def running_text(
     Raises:
         RequestError: the corpus cannot be read.
     """
+    start = time.perf_counter()
     wanted = with_contrast(concepts, load_concepts(None, with_prompts=False))
     lexicon = Lexicon.build(wanted)
     pieces = token_pieces(model.tokenizer, model.vocab_size)
@@ -85,7 +86,8 @@ def running_text(
         task: Task = (name, lambda: read_passages(model, source, words, tokens).arrays())
         passages = Passages.of_arrays(parts.map([task], "Text: reading", "corpus")[0])
     Coverage.of(passages, words).say()
-    return RunningText(passages, words, mentions, masked, run_concepts, tuple(pieces))
+    seconds = round(time.perf_counter() - start, 3)
+    return RunningText(passages, words, mentions, masked, run_concepts, tuple(pieces), seconds)
 
 
 def _default_tokens(model: Model) -> int:
@@ -181,7 +183,7 @@ def scan_text(
     done = parts.map(tasks, "Scan: effects of every neuron", "part")
     effects = sums.add(Effects.of_arrays(arrays) for arrays in done)
     statistics = activity.add(Activity.of_arrays(arrays) for arrays in done)
-    seconds = {"scan": round(time.perf_counter() - start, 3)}
+    seconds = {"text": text.seconds, "scan": round(time.perf_counter() - start, 3)}
     return Scan(
         model,
         config.fold,

@@ -88,13 +88,13 @@ def _points(
         [effect for _, effect in moved],
         color=GRAY,
         marker="x",
-        label=f"their vectors moved (n = {len(moved)})",
+        label=f"moved vectors (n = {len(moved)})",
         **looks,
     )
     known = [entry for entry in entries if entry["scan"]["mean"] is not None]
     for is_used, color, label in (
-        (False, INK, "other candidates of Stage 2"),
-        (True, GREEN, "used for the concept"),
+        (False, INK, "candidates, not used"),
+        (True, GREEN, "candidates, used"),
     ):
         chosen = [entry for entry in known if (entry["q_value"] <= RULE.q) == is_used]
         axes.scatter(
