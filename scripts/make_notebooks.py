@@ -27,7 +27,7 @@ FILES = {"mps": "concept-vectors-gemma3.ipynb", "cuda": "concept-vectors-gemma3-
 DEMO = {"model": "demo", "device": "cpu"}  # what the tests set after the parameters cell
 SAVED = "Gemma 3 270M (4-bit release Q4_K_M) in float32 on a CPU"  # what --execute runs on
 SAVED_NAME = "gemma-3-270m"
-SAVED_PARAMETERS = {"device": "cpu", "layers": "8-13", "max_vectors": 300, "corpus_tokens": 8000}
+SAVED_PARAMETERS = {"device": "cpu", "max_vectors": None}
 LIMIT = 1_500_000  # bytes of a notebook with its outputs
 TITLES = {"mps": "on Apple Silicon (MPS)", "cuda": "on CUDA (Colab, workstation, cluster)"}
 
@@ -220,6 +220,11 @@ nothing in one text: the drop above is a mean over many. *A bad sign:* the secon
     ("figure-concepts", "", "figures.concept_distribution(results)"),
     ("figure-concepts-text", "", """
 *Look at:* how many candidates of each concept are validated. *A bad sign:* a concept with many candidates and none.
+"""),
+    ("figure-effects", "", "figures.effect_by_score(results)"),
+    ("figure-effects-text", "", """
+*Look at:* how much more often than by chance a high score goes with an effect. *A bad sign:* the line stays at chance,
+or the moved vectors rise with it.
 """),
     ("figure-layers", "", "figures.layer_by_concept(results)"),
     ("figure-layers-text", "", """

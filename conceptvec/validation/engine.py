@@ -185,13 +185,43 @@ class Engine:
         return out
 
     @torch.inference_mode()
-    def clean(self, texts: Sequence[int]) -> Answers:
-        """The answers without damage, in nats per token, and how many tokens are likelier."""
+    def entering(self, layer: int) -> torch.Tensor:
+        """What enters a layer on all texts: (N, T, H), zeros after a text's end."""
+        model = self.model
+        whole = torch.zeros(
+            len(self), self.width, model.hidden_size, dtype=model.dtype, device=model.device
+        )
+
+        def forward(batch: np.ndarray) -> None:
+            ids = self._rows(batch)
+            states = self.replay.run(self.replay.embed(ids), 0, layer)
+            whole[torch.as_tensor(batch, device=model.device), : ids.shape[1]] = states
+
+        self._prepare()
+        self._map(np.arange(len(self)), forward)
+        return whole
+
+    @torch.inference_mode()
+    def clean(
+        self, texts: Sequence[int], first: int = 0, entering: torch.Tensor | None = None
+    ) -> Answers:
+        """The answers without damage, in nats per token, and how many tokens are likelier.
+
+        Args:
+            texts: which.
+            first: the layer to begin with.
+            entering: what enters it on all texts (`entering`); None begins with the embeddings.
+        """
         chosen, out = np.asarray(texts, int), _no_answers(len(texts))
 
         def forward(batch: np.ndarray) -> None:
-            entering = self.replay.embed(self._rows(chosen[batch]))
-            answers = self._answers(entering, 0, chosen[batch], {}, ranked=True)
+            ids = self._rows(chosen[batch])
+            if entering is None:
+                states = self.replay.embed(ids)
+            else:
+                rows = torch.as_tensor(chosen[batch], device=entering.device)
+                states = entering[rows, : ids.shape[1]]
+            answers = self._answers(states, first, chosen[batch], {}, ranked=True)
             out.log_p[batch], out.better[batch] = answers.log_p, answers.better
 
         self._map(chosen, forward)

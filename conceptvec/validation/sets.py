@@ -83,14 +83,17 @@ def measure_sets(
     texts = [setting.text(int(at)) for at in np.concatenate([of_concept, others])]
     engine = Engine(model, texts, setting.batch_size, setting.replay)
     everything = range(len(texts))
-    clean = engine.clean(everything).log_p
+    # Below the lowest damage of any set all of them compute the same.
+    lowest = min(layer for members in sets for layer, _ in members)
+    entering = engine.entering(lowest)
+    clean = engine.clean(everything, lowest, entering).log_p
     drops = []
     for members in sets:
         by_layer: dict[int, list[Any]] = {}
         for layer, neuron in members:
             by_layer.setdefault(layer, []).append(removal(model, layer, neuron))
         with damaging(model, by_layer):
-            drops.append(clean - engine.clean(everything).log_p)
+            drops.append(clean - engine.clean(everything, lowest, entering).log_p)
     return {"drop": np.stack(drops)}
 
 

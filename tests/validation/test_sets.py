@@ -9,9 +9,10 @@ import torch
 from conceptvec.errors import RequestError, RunError
 from conceptvec.validation.damage import Damage, continuation, damaging, removal
 from conceptvec.validation.engine import Engine
-from conceptvec.validation.sets import random_set
+from conceptvec.validation.sets import measure_sets, random_set
 from tests.conftest import make_hf, wrap
-from tests.validation.test_damage import every_pair, texts
+from tests.validation.test_damage import brute, every_pair, texts
+from tests.validation.test_measure import setting_of
 
 
 def test_several_layers_damaged_together_equal_an_edit(tiny) -> None:
@@ -35,6 +36,31 @@ def test_several_layers_damaged_together_equal_an_edit(tiny) -> None:
             tiny.layers[layer].mlp.down_proj.weight.copy_(weight)
     assert np.abs(measured - expected).max() < 1e-5
     assert np.abs(measured - before).max() > 1e-5
+
+
+@pytest.mark.parametrize("sets", [[[(1, 3), (3, 5)], [(2, 8), (3, 1)]], [[(0, 2)], [(3, 4)]]])
+def test_drops_of_sets_equal_edits_of_the_weights(sets: list[list[tuple[int, int]]], tiny) -> None:
+    """What lies below the lowest damage is computed once, and nothing is lost by that."""
+    setting = setting_of(tiny)
+    of_concept, others = np.array([3, 7, 13]), np.array([20, 30])
+    positions = np.concatenate([of_concept, others])
+    drops = measure_sets(sets, of_concept, others, setting)["drop"]
+
+    def log_p() -> np.ndarray:
+        return np.array([brute(tiny, setting.text(int(at))) for at in positions])
+
+    clean = log_p()
+    for members, measured in zip(sets, drops, strict=True):
+        weights = {layer: tiny.layers[layer].mlp.down_proj.weight for layer, _ in members}
+        kept = {layer: weight.clone() for layer, weight in weights.items()}
+        with torch.no_grad():
+            for layer, neuron in members:
+                weights[layer][:, neuron] = 0
+            expected = clean - log_p()
+            for layer, weight in weights.items():
+                weight.copy_(kept[layer])
+        assert np.abs(measured - expected).max() < 1e-4
+        assert np.abs(measured).max() > 1e-4
 
 
 def test_continuation_is_greedy_and_damage_changes_it(tiny) -> None:
