@@ -21,6 +21,7 @@ LINEAR = 1e-3  # nats, below which the scale of effects is linear
 TICKS = [-1, -0.1, -0.01, 0, 0.01, 0.1, 1]
 SMALLEST = 1e-3  # nats, of an effect by layer that is drawn
 BINS_TOGETHER = 2  # bins of the score whose shares are one point
+FEWEST = 10  # poles of which a share is drawn
 
 
 def was_scanned(results: Mapping[str, Any]) -> bool:
@@ -132,7 +133,7 @@ def _shares(axes: Axes, counts: Mapping[str, Any]) -> None:
             np.array([bin_[name] for bin_ in counts[key]]).reshape(-1, BINS_TOGETHER).sum(1)
             for name in ("n", "seldom")
         )
-        is_filled = total > 0
+        is_filled = total >= FEWEST
         axes.plot(
             centres[is_filled],
             seldom[is_filled] / total[is_filled],
