@@ -180,6 +180,7 @@ def test_stages_by_hand_are_the_run(tiny_folder: Path, tmp_path: Path) -> None:
     assert [k for k, v in by_hand["timings"].items() if v > 0] == [
         "extraction",
         "scoring",
+        "text",
         "scan",
         "validation",
     ]

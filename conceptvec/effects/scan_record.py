@@ -211,15 +211,15 @@ class Scan:
         Returns:
             words of the text's lexicon, int64 (n,) each.
         """
-        found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(poles)
+        promoted: list[np.ndarray] = [np.zeros(0, np.int64)] * len(poles)
         for layer in sorted({layer for layer, _, _ in poles}):
             at = [index for index, pole in enumerate(poles) if pole[0] == layer]
             readout = self._readout(layer, np.array([poles[index][1] for index in at]))
             for column, index in enumerate(at):
                 promotes = readout[:, column] * poles[index][2]
                 order = by_promotion(promotes, self.contrast, concepts[index])
-                found[index] = self.effects.words[order]
-        return found
+                promoted[index] = self.effects.words[order]
+        return promoted
 
     @cached_property
     def moved_columns(self) -> Columns:

@@ -27,7 +27,7 @@ from conceptvec.model.network import Model, load_model
 from conceptvec.text import plain, printable, table
 from conceptvec.tools.operations import Check, operations
 from conceptvec.validation.agreement import NATS, damage_agreement
-from conceptvec.validation.engine import split_answer
+from conceptvec.validation.transfer import split_answer
 
 GRADIENTS = {torch.float32: 1e-2, torch.bfloat16: 0.5}  # of effects, relative to the largest
 GRADIENT_TOKENS = 12

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from conceptvec.effects.passages import MAX_TOKENS
-from conceptvec.errors import RequestError, RunError
+from conceptvec.errors import RunError
 from conceptvec.extraction.activations import capturing
 from conceptvec.model.memory import Batch
 from conceptvec.model.network import check_finite
@@ -26,7 +25,6 @@ from conceptvec.validation.damage import Damage
 from conceptvec.validation.replay import Replay
 
 if TYPE_CHECKING:
-    from conceptvec.concepts import Prompt
     from conceptvec.model.network import Model
 
 LOGIT_ROWS = 64  # positions unembedded at a time
@@ -341,26 +339,3 @@ class Engine:
 
 def _no_answers(rows: int) -> Answers:
     return Answers(np.zeros(rows), np.full(rows, np.nan), np.zeros(rows, int))
-
-
-def split_answer(model: Model, prompt: Prompt, chat: bool = False) -> Text:
-    """A cloze prompt with its answer as tokens.
-
-    Raises:
-        RequestError: the prompt and its answer cannot be told apart in tokens, or are too long.
-    """
-    before = model.encode(prompt.prompt, chat)
-    ids = model.encode(prompt.prompt + prompt.answer, chat)
-    if len(ids) > MAX_TOKENS:
-        raise RequestError(
-            f"the prompt {prompt.prompt[:40]!r}… has {len(ids)} tokens with its answer, expected "
-            f"at most {MAX_TOKENS}; shorten it"
-        )
-    pairs = enumerate(zip(before, ids, strict=False))
-    start = next((i for i, (x, y) in pairs if x != y), min(len(before), len(ids)))
-    if start < 1 or start >= len(ids):
-        raise RequestError(
-            f"the answer {prompt.answer!r} adds no token to the prompt {prompt.prompt!r}; answers "
-            "need a text of their own, usually with a leading space"
-        )
-    return Text(ids, start)

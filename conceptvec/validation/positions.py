@@ -179,10 +179,10 @@ def _elsewhere(
     for start in range(0, min(len(of_concept), 2 * LARGEST_SET), LARGEST_SET):
         if len(pairs) == LARGEST_SET:
             break
-        own = of_concept[start : min(start + LARGEST_SET, 2 * LARGEST_SET)]
+        nearest_to = of_concept[start : min(start + LARGEST_SET, 2 * LARGEST_SET)]
 
         # The positions nearest in activation to every own one, within the limit.
-        wanted = activation[own]
+        wanted = activation[nearest_to]
         lows = np.searchsorted(strength, wanted * (1 - ALIKE))
         highs = np.searchsorted(strength, wanted * (1 + ALIKE))
         shortlists = []
@@ -195,7 +195,9 @@ def _elsewhere(
 
         # Of the shortlist the nearest in log-probability whose document is free. Where own
         # positions of like activation have used it up, the nearest in activation takes its place.
-        for index, (shortlist, own_log_p) in enumerate(zip(shortlists, log_p(own), strict=True)):
+        for index, (shortlist, own_log_p) in enumerate(
+            zip(shortlists, log_p(nearest_to), strict=True)
+        ):
             near = shortlist[free[field.document[shortlist]]]
             if len(near):
                 gap = np.abs(log_p(near) - own_log_p)

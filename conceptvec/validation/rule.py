@@ -158,7 +158,8 @@ def _conditions(evidence: Evidence, rule: Thresholds) -> Iterator[tuple[Verdict,
 
 def conditions(evidence: Evidence, rule: Thresholds = RULE) -> Conditions:
     """All conditions in their order, each as the phrase that its failure is told by."""
-    return [condition for _, some in _conditions(evidence, rule) for condition in some]
+    by_verdict = _conditions(evidence, rule)
+    return [condition for _, conditions_of_it in by_verdict for condition in conditions_of_it]
 
 
 def enough_text(evidence: Evidence, rule: Thresholds = RULE) -> Conditions:

@@ -13,10 +13,12 @@ import numpy as np
 
 from conceptvec import text
 from conceptvec.concepts import Prompt
+from conceptvec.effects.passages import MAX_TOKENS
+from conceptvec.errors import RequestError
 from conceptvec.runfolder import Arrays
 from conceptvec.streams import rng
 from conceptvec.text import DASH, number, plain, printable
-from conceptvec.validation.engine import Answers, Engine, split_answer
+from conceptvec.validation.engine import Answers, Engine, Text
 from conceptvec.validation.measure import Setting, Subject, damages
 from conceptvec.validation.replay import Replay
 
@@ -88,6 +90,29 @@ class PromptTable:
     def neutral(self) -> list[int]:
         """The neutral prompts on which the divergence is measured."""
         return sorted(self.reference)
+
+
+def split_answer(model: Model, prompt: Prompt, chat: bool = False) -> Text:
+    """A cloze prompt with its answer as tokens.
+
+    Raises:
+        RequestError: the prompt and its answer cannot be told apart in tokens, or are too long.
+    """
+    before = model.encode(prompt.prompt, chat)
+    ids = model.encode(prompt.prompt + prompt.answer, chat)
+    if len(ids) > MAX_TOKENS:
+        raise RequestError(
+            f"the prompt {prompt.prompt[:40]!r}… has {len(ids)} tokens with its answer, expected "
+            f"at most {MAX_TOKENS}; shorten it"
+        )
+    pairs = enumerate(zip(before, ids, strict=False))
+    start = next((i for i, (x, y) in pairs if x != y), min(len(before), len(ids)))
+    if start < 1 or start >= len(ids):
+        raise RequestError(
+            f"the answer {prompt.answer!r} adds no token to the prompt {prompt.prompt!r}; answers "
+            "need a text of their own, usually with a leading space"
+        )
+    return Text(ids, start)
 
 
 def measure_transfer(

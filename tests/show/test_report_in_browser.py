@@ -141,8 +141,8 @@ def test_what_the_scan_alone_found_has_cards(browser: Browser, tmp_path: Path) -
     found = {"id": "L00_N0000+", "concept": "colors", "scan": SCAN, "q": 0.01}
     found["top_tokens"] = [["red", 0.5]]
     nothing = np.zeros(0)
-    moved = MovedEffects(nothing, nothing, nothing.astype(bool))
-    of_scan = overview(scan_of(), [], PoleScores.nothing(), moved)
+    moved = MovedEffects(nothing, nothing, nothing)
+    of_scan = overview(scan_of(), PoleScores.nothing(), moved)
     results = document() | {"effect_only": [found], "scan_overview": of_scan}
     shown = opened(browser, written(tmp_path, results, RunLists(table_of(), scan_of())))
     shown.evaluate("press('effect-only', 'L00_N0000+')")

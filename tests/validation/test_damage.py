@@ -14,7 +14,8 @@ from conceptvec.concepts import Prompt
 from conceptvec.errors import RequestError, RunError
 from conceptvec.model.checkpoint import FAMILIES as ALL_FAMILIES
 from conceptvec.validation.damage import DRAWS, KINDS, Damage, Damager
-from conceptvec.validation.engine import Engine, Text, split_answer
+from conceptvec.validation.engine import Engine, Text
+from conceptvec.validation.transfer import split_answer
 from tests.conftest import make_hf, wrap
 
 # transformers 4.50 does not know Qwen 3 yet.

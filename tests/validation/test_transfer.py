@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from conceptvec.concepts import Prompt
-from conceptvec.validation.engine import split_answer
-from conceptvec.validation.transfer import PromptTable, measure_transfer, transfer_entry
+from conceptvec.validation.transfer import (
+    PromptTable,
+    measure_transfer,
+    split_answer,
+    transfer_entry,
+)
 from tests.conftest import ANIMALS, COLORS
 from tests.validation.test_damage import brute, edited
 from tests.validation.test_measure import LAYER, own, setting_of
