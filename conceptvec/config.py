@@ -110,7 +110,7 @@ class Config:
     )
     batch_size: int = options.whole(
         200,
-        "value vectors per projection batch and damaged rows per forward pass (on a CPU 32)",
+        "value vectors per projection batch and damaged rows per pass (at most 32 on a CPU)",
         low=1,
     )
     top_k: int = options.whole(50, "tokens kept per pole", low=1)

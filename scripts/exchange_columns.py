@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conceptvec.document import load_document
+from conceptvec.validation.rule import RULE
 from conceptvec.validation.statistics import wilson
 
 SEED = 0
 RECORD = "exchanged.json"
-WEIGHT = "layers.{layer}.mlp.down_proj.weight"
+WEIGHT = re.compile(r"layers\.(\d+)\.mlp\.down_proj\.weight$")
 Place = tuple[int, int]  # layer and neuron
 
 
@@ -56,15 +58,11 @@ def make(model: Path, run: Path, folder: Path) -> None:
     shutil.copytree(model, folder)
     file = folder / "model.safetensors"
     tensors = load_file(file)
-    by_layer = {
-        name.split("layers.")[1].split(".")[0]: name
-        for name in tensors
-        if name.endswith(WEIGHT.split("{layer}")[1])
-    }
-    any_weight = tensors[next(iter(by_layer.values()))]
-    partner = exchanges(candidates(run), any_weight.shape[1])
+    matches = ((WEIGHT.search(name), tensor) for name, tensor in tensors.items())
+    weights = {int(match[1]): tensor for match, tensor in matches if match}
+    partner = exchanges(candidates(run), weights[0].shape[1])
     for (layer, neuron), other in partner.items():
-        weight = tensors[by_layer[str(layer)]]
+        weight = weights[layer]
         weight[:, [neuron, other]] = weight[:, [other, neuron]]
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"}
@@ -76,8 +74,9 @@ def make(model: Path, run: Path, folder: Path) -> None:
 
 def compare(folder: Path, before: Path, after: Path) -> None:
     """Print how many of the moved and of the other candidates are validated."""
-    moved = {(layer, other) for layer, _, other in json.loads((folder / RECORD).read_text())}
-    left = {(layer, neuron) for layer, neuron, _ in json.loads((folder / RECORD).read_text())}
+    exchanged = json.loads((folder / RECORD).read_text())
+    moved = {(layer, other) for layer, _, other in exchanged}
+    left = {(layer, neuron) for layer, neuron, _ in exchanged}
     was, now = candidates(before), candidates(after)
     groups: dict[str, list[dict[str, Any]]] = {"moved": [], "where they were": [], "new": []}
     for name, entry in now.items():
@@ -88,7 +87,7 @@ def compare(folder: Path, before: Path, after: Path) -> None:
         for group, entries in groups.items():
             of_kind = [e for e in entries if (e["concept"] == "numbers") == is_counted]
             found = [e for e in of_kind if e["validated"]]
-            used = sum(e["q_value"] <= 0.05 for e in of_kind)
+            used = sum(e["q_value"] <= RULE.q for e in of_kind)
             low, high = wilson(len(found), len(of_kind))
             print(
                 f"{apart}, {group}: {len(of_kind)} candidates, {used} used, {len(found)} validated "

@@ -128,8 +128,9 @@ class Coverage:
         ]
         if short:
             said = (
-                "the text is short of %d words in %d documents for %d of %d concepts; give more "
-                "--corpus-tokens or another --corpus: %s"
+                "for %d of %d concepts the text holds fewer than %d words (or than all that are "
+                "single tokens) or fewer than %d documents; give more --corpus-tokens or another "
+                "--corpus: %s"
             )
-            about = WORDS, DOCUMENTS, len(short), len(self.concepts)
+            about = len(short), len(self.concepts), WORDS, DOCUMENTS
             logger.warning(said, *about, ", ".join(short))

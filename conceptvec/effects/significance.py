@@ -199,8 +199,7 @@ def uses_of(
 
 def judged_words(readout: np.ndarray, words: Contrast, concept: int) -> np.ndarray:
     """The concept's words that a pole promotes most: indices of the share that is judged."""
-    of_concept = by_promotion(readout, words, concept)
-    return of_concept[: -(-len(of_concept) // words.share)]
+    return by_promotion(readout, words, concept)[: words.judged[concept]]
 
 
 def by_promotion(readout: np.ndarray, words: Contrast, concept: int) -> np.ndarray:

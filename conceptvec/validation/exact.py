@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from conceptvec.effects.significance import judged_words
 from conceptvec.runfolder import Arrays
 from conceptvec.text import plain
 from conceptvec.validation.measure import CLEAN, Request, Setting, Subject, measure_unit, split_unit
@@ -58,9 +57,9 @@ def exact_entry(subject: Subject, arrays: Arrays, scan: Scan) -> dict[str, float
     mean = np.bincount(which, measured.drops("mean", positions)) / count
 
     # The same third of the words that the scan judges.
-    columns = scan.columns_of([(subject.layer, subject.neuron, subject.sign)])
-    judged = judged_words(columns.readout[:, 0], scan.contrast, subject.concept)
-    is_judged = np.isin(numbers, scan.effects.words[judged])
+    pole = (subject.layer, subject.neuron, subject.sign)
+    (promoted,) = scan.promoted_words([pole], [subject.concept])
+    is_judged = np.isin(numbers, promoted[: scan.contrast.judged[subject.concept]])
     return {
         "exact_zero": plain(zero.mean()),
         "exact_mean": plain(mean[is_judged].mean()) if is_judged.any() else None,

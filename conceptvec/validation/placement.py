@@ -82,20 +82,21 @@ def place(
     for index, item in enumerate(placed):
         if item.subject.role == "candidate" or item.used:
             of_layer.setdefault(item.subject.layer, []).append(index)
-    layers = sorted(of_layer)
-    neurons = {layer: sorted({subjects[i].neuron for i in of_layer[layer]}) for layer in layers}
+    wanted_of = {layer: [placed[i] for i in of_layer[layer]] for layer in sorted(of_layer)}
+    neurons = {
+        layer: sorted({item.subject.neuron for item in wanted})
+        for layer, wanted in wanted_of.items()
+    }
     passes = _Passes(scan, neurons)
 
-    def task(layer: int) -> Task:
-        wanted = [placed[index] for index in of_layer[layer]]
+    def task(layer: int, wanted: Sequence[Placed]) -> Task:
         about = [(item.subject.key, item.used) for item in wanted]
         name = part_name(f"validation/placed_L{layer:02d}", about, scan.passages.digest)
         return name, lambda: _chosen(wanted, text, seed, passes.of(layer), scan)
 
-    tasks = [task(layer) for layer in layers]
+    tasks = [task(layer, wanted) for layer, wanted in wanted_of.items()]
     done = parts.map(tasks, "Stage 3: positions", "layer") if tasks else []
-    for layer, arrays in zip(layers, done, strict=True):
-        wanted = [placed[index] for index in of_layer[layer]]
+    for (layer, wanted), arrays in zip(wanted_of.items(), done, strict=True):
         for index, item in zip(of_layer[layer], _read(wanted, arrays), strict=True):
             placed[index] = item
     return placed

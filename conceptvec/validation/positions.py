@@ -22,9 +22,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from conceptvec.effects.statistics import PROMOTED
+
 LARGEST_SET = 48  # own positions, where the text has them
-SHARES = (1 / 3, 2 / 3, 1.0)  # of the concept's words, most promoted first …
-ENOUGH = 32  # … the first share that stands before so many own positions is taken
+ENOUGH = 32  # own positions from which the words that the scan judges are enough
 OF_ONE_WORD = 64  # an even share of these, and at least MIN_OF_ONE_WORD, may stand before one word
 MIN_OF_ONE_WORD = 4
 ALIKE = 0.2  # largest relative difference of activation in a matched pair
@@ -105,8 +106,8 @@ def own_positions(
         the positions, and the words that were taken.
     """
     positions, taken = np.zeros(0, np.int64), words
-    for share in SHARES:
-        taken = words[: math.ceil(share * len(words))]
+    for shares in range(1, PROMOTED + 1):
+        taken = words[: -(-shares * len(words) // PROMOTED)]
         at = _before(field, taken)
         at = at[activation[at] > 0]
         at = at[np.argsort(-activation[at], kind="stable")]
@@ -179,18 +180,14 @@ def _elsewhere(
     for start in range(0, min(len(of_concept), 2 * LARGEST_SET), LARGEST_SET):
         if len(pairs) == LARGEST_SET:
             break
-        nearest_to = of_concept[start : min(start + LARGEST_SET, 2 * LARGEST_SET)]
-
-        # The positions nearest in activation to every own one, within the limit.
+        nearest_to = of_concept[start : start + LARGEST_SET]
         wanted = activation[nearest_to]
         lows = np.searchsorted(strength, wanted * (1 - ALIKE))
         highs = np.searchsorted(strength, wanted * (1 + ALIKE))
-        shortlists = []
-        for a, low, high in zip(wanted, lows, highs, strict=True):
-            at = np.searchsorted(strength, a)
-            window = np.arange(max(at - SHORTLIST, low), min(at + SHORTLIST, high))
-            nearest = np.argsort(np.abs(strength[window] - a), kind="stable")[:SHORTLIST]
-            shortlists.append(allowed[window[nearest]])
+        shortlists = [
+            allowed[_nearest(strength, a, low, high)]
+            for a, low, high in zip(wanted, lows, highs, strict=True)
+        ]
         log_p(np.concatenate(shortlists))  # one product for all of them; the loop looks them up
 
         # Of the shortlist the nearest in log-probability whose document is free. Where own
@@ -211,6 +208,13 @@ def _elsewhere(
             free[field.document[best]] = False
             pairs.append((start + index, best))
     return pairs
+
+
+def _nearest(strength: np.ndarray, a: float, low: int, high: int) -> np.ndarray:
+    """Places of the ascending values nearest to `a`, from `low` to before `high`."""
+    at = np.searchsorted(strength, a)
+    window = np.arange(max(at - SHORTLIST, low), min(at + SHORTLIST, high))
+    return window[np.argsort(np.abs(strength[window] - a), kind="stable")[:SHORTLIST]]
 
 
 def _others(

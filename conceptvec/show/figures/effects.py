@@ -133,15 +133,9 @@ def _shares(axes: Axes, counts: Mapping[str, Any]) -> None:
             np.array([bin_[name] for bin_ in counts[key]]).reshape(-1, BINS_TOGETHER).sum(1)
             for name in ("n", "seldom")
         )
-        is_filled = total >= FEWEST
-        axes.plot(
-            centres[is_filled],
-            seldom[is_filled] / total[is_filled],
-            color=color,
-            marker=marker,
-            ms=4,
-            lw=1.2,
-        )
+        # No line leads over a gap, where too few poles are for a share.
+        share = np.where(total >= FEWEST, seldom / np.maximum(total, 1), np.nan)
+        axes.plot(centres, share, color=color, marker=marker, ms=4, lw=1.2)
     rest = counts["seldom_without_score"]
     share = rest["seldom"] / max(rest["n"], 1)
     axes.plot([NO_SCORE], [share], color=INK, marker="o", ms=4)
