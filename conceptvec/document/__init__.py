@@ -112,8 +112,7 @@ def save_document(document: Any, path: str | Path) -> Path:
         RequestError: it does not fit.
     """
     check(document, "the results")
-    text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
-    return _write(text, Path(path).expanduser())
+    return _write_checked(document, Path(path).expanduser())
 
 
 def keep_document(document: Any, path: Path) -> Path:
@@ -128,7 +127,7 @@ def keep_document(document: Any, path: Path) -> Path:
     invalid = invalid_path(path)
     wrong = misfit(document)
     if wrong is None:
-        save_document(document, path)
+        _write_checked(document, path)
         invalid.unlink(missing_ok=True)  # an earlier version's
         return path
     text = json.dumps(document, ensure_ascii=False, indent=1, default=repr, skipkeys=True)
@@ -149,6 +148,11 @@ def results_name(device: str) -> str:
 def invalid_path(path: Path) -> Path:
     """Where results are kept that do not fit the schema, by where they would be."""
     return path.with_name(path.name.removesuffix(".json") + INVALID)
+
+
+def _write_checked(document: Any, path: Path) -> Path:
+    text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
+    return _write(text, path)
 
 
 def _write(text: str, path: Path) -> Path:

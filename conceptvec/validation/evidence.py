@@ -72,6 +72,7 @@ class Placed:
         positions: none for a control that is not used.
         example_activations: of its neuron at the example positions, float32.
         gates: whether its neuron's gate is positive at the own positions, bool.
+        clean_log_p: at `damaged_at`, nats; None where only the damaged rows' own pass can tell.
     """
 
     subject: Subject
@@ -80,11 +81,17 @@ class Placed:
     positions: Positions
     example_activations: np.ndarray
     gates: np.ndarray
+    clean_log_p: np.ndarray | None
 
     @property
     def worth_damaging(self) -> bool:
         """Whether damage can still lead to `validated`."""
         return worth_damaging(evidence_of(self.use, self.used, self.positions, {}, None))
+
+    @property
+    def damaged_at(self) -> np.ndarray:
+        """Where the first damage is measured: int64; at its examples where no verdict waits."""
+        return self.positions.all() if self.worth_damaging else example_positions(self.positions)
 
 
 @dataclass(frozen=True)

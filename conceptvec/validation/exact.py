@@ -12,7 +12,15 @@ import numpy as np
 
 from conceptvec.runfolder import Arrays
 from conceptvec.text import plain
-from conceptvec.validation.measure import CLEAN, Request, Setting, Subject, measure_unit, split_unit
+from conceptvec.validation.measure import (
+    CLEAN,
+    Request,
+    Setting,
+    Subject,
+    clean_repeats,
+    measure_unit,
+    split_unit,
+)
 
 if TYPE_CHECKING:
     from conceptvec.effects.scan_record import Scan
@@ -27,27 +35,33 @@ def concepts_with_words(scan: Scan) -> set[int]:
     return set(scan.text.words.word_concept[words].tolist())
 
 
-def word_positions(scan: Scan, concept: int) -> np.ndarray:
-    """Positions before the concept's words at which the scan took gradients: int64 (n,)."""
+def word_rows(scan: Scan, concept: int) -> np.ndarray:
+    """The concept's words at which the scan took gradients, as rows of `Scan.seen`: int64 (n,)."""
     seen = scan.seen
     chosen = scan.effects.chosen & (scan.text.words.word_concept[seen.word] == concept)
     order = np.flatnonzero(chosen)
     order = order[np.argsort(seen.word[order], kind="stable")]
     words = seen.word[order]
     first = np.searchsorted(words, words, side="left")
-    order = order[np.arange(len(order)) - first < ROWS_A_WORD]
-    return scan.passages.starts[seen.passage[order]] + seen.position[order] - 1
+    return order[np.arange(len(order)) - first < ROWS_A_WORD]
+
+
+def word_positions(scan: Scan, rows: np.ndarray) -> np.ndarray:
+    """The positions before such words: int64 (n,)."""
+    return scan.passages.starts[scan.seen.passage[rows]] + scan.seen.position[rows] - 1
 
 
 def measure_exact(subject: Subject, scan: Scan, setting: Setting) -> Arrays:
     """Zero and mean ablation of one neuron on the words of its concept."""
-    request = Request(subject, word_positions(scan, subject.concept), KINDS)
+    rows = word_rows(scan, subject.concept)
+    clean = scan.seen.log_p[rows].astype(float) if clean_repeats(scan.model) else None
+    request = Request(subject, word_positions(scan, rows), KINDS, clean)
     return measure_unit(subject.layer, [request], setting)
 
 
 def exact_entry(subject: Subject, arrays: Arrays, scan: Scan) -> dict[str, float | None]:
     """Mean effects over distinct words, as the scan takes them."""
-    positions = word_positions(scan, subject.concept)
+    positions = word_positions(scan, word_rows(scan, subject.concept))
     request = Request(subject, positions, KINDS)
     (measured,) = split_unit([request], arrays)
     words = scan.text.words.token_word[scan.passages.ids[positions + 1]]

@@ -17,12 +17,13 @@ from conceptvec.runfolder import Arrays, Parts, Task, part_name
 from conceptvec.streams import rng
 from conceptvec.validation.clean import CleanPass
 from conceptvec.validation.evidence import Placed, example_positions
-from conceptvec.validation.measure import Subject
+from conceptvec.validation.measure import Subject, clean_repeats
 from conceptvec.validation.positions import Field, Positions, choose_positions
 
 if TYPE_CHECKING:
     from conceptvec.effects.scan_record import Scan
     from conceptvec.effects.use import Use
+    from conceptvec.model.network import Model
 
 GIGABYTE = 2**30
 ACTIVATION_BYTES = 1 * GIGABYTE  # of activations that are held at a time
@@ -73,7 +74,7 @@ def place(
     nowhere = np.zeros(0, np.int64)
     no_positions = Positions(nowhere, nowhere, nowhere, nowhere, 0)
     placed = [
-        Placed(subject, use, use.p <= cut_off, no_positions, nowhere, nowhere.astype(bool))
+        Placed(subject, use, use.p <= cut_off, no_positions, nowhere, nowhere.astype(bool), None)
         for subject, use in zip(subjects, uses, strict=True)
     ]
 
@@ -91,13 +92,14 @@ def place(
 
     def task(layer: int, wanted: Sequence[Placed]) -> Task:
         about = [(item.subject.key, item.used) for item in wanted]
-        name = part_name(f"validation/placed_L{layer:02d}", about, scan.passages.digest)
+        digest, with_log_p = scan.passages.digest, clean_repeats(scan.model)
+        name = part_name(f"validation/placed_L{layer:02d}", about, digest, with_log_p)
         return name, lambda: _chosen(wanted, text, seed, passes.of(layer), scan)
 
     tasks = [task(layer, wanted) for layer, wanted in wanted_of.items()]
     done = parts.map(tasks, "Stage 3: positions", "layer") if tasks else []
     for (layer, wanted), arrays in zip(wanted_of.items(), done, strict=True):
-        for index, item in zip(of_layer[layer], _read(wanted, arrays), strict=True):
+        for index, item in zip(of_layer[layer], _read(wanted, arrays, scan.model), strict=True):
             placed[index] = item
     return placed
 
@@ -162,35 +164,42 @@ def _chosen(
     Returns:
         ``sizes`` (n, 5), the lengths of their own, elsewhere, other and silent positions and how
         many were not matched; ``positions``, in this order; ``activations`` at the examples;
-        ``gates`` at the own positions.
+        ``gates`` at the own positions; ``clean_log_p`` at those that are damaged first, where a
+        damage can be compared with it.
     """
     subjects = [item.subject for item in wanted]
     words = scan.promoted_words(
         [(subject.layer, subject.source, subject.written_sign) for subject in subjects],
         [subject.concept for subject in subjects],
     )
-    chosen = [
-        _positions_of(item, of_item, text, seed, clean)
+    placed = [
+        _placed(item, of_item, text, seed, clean)
         for item, of_item in zip(wanted, words, strict=True)
     ]
-    kinds = [(p.of_concept, p.elsewhere, p.others, p.silent) for p, _, _ in chosen]
+    placed = _with_log_p(placed, clean)
+    kinds = [
+        (one.of_concept, one.elsewhere, one.others, one.silent)
+        for one in (item.positions for item in placed)
+    ]
+    no_log_p = np.zeros(0)
     return {
         "sizes": np.array(
             [
-                [*map(len, of_one), positions.unmatched]
-                for of_one, (positions, _, _) in zip(kinds, chosen, strict=True)
+                [*map(len, of_one), item.positions.unmatched]
+                for of_one, item in zip(kinds, placed, strict=True)
             ]
         ),
         "positions": np.concatenate([at for of_one in kinds for at in of_one]),
-        "activations": np.concatenate([activations for _, activations, _ in chosen]),
-        "gates": np.concatenate([gates for _, _, gates in chosen]),
+        "activations": np.concatenate([item.example_activations for item in placed]),
+        "gates": np.concatenate([item.gates for item in placed]),
+        "clean_log_p": np.concatenate(
+            [no_log_p if item.clean_log_p is None else item.clean_log_p for item in placed]
+        ),
     }
 
 
-def _positions_of(
-    item: Placed, words: np.ndarray, text: Field, seed: int, clean: CleanPass
-) -> tuple[Positions, np.ndarray, np.ndarray]:
-    """One subject's positions, its activations at the examples, its gates at the own ones."""
+def _placed(item: Placed, words: np.ndarray, text: Field, seed: int, clean: CleanPass) -> Placed:
+    """One subject with its positions and what the clean pass says of them."""
     subject = item.subject
     activation = clean.activation(subject.layer, subject.neuron)
     # Clean log-probabilities cost a product each, so only what is used is matched in them too.
@@ -203,11 +212,35 @@ def _positions_of(
         log_p,
         rng(seed, f"positions {subject.key}"),
     )
-    gates = clean.gate_is_positive(subject.layer, subject.neuron)[positions.of_concept]
-    return positions, activation[example_positions(positions)], gates
+    return replace(
+        item,
+        positions=positions,
+        example_activations=activation[example_positions(positions)],
+        gates=clean.gate_is_positive(subject.layer, subject.neuron)[positions.of_concept],
+    )
 
 
-def _read(wanted: Sequence[Placed], arrays: Arrays) -> list[Placed]:
+def _with_log_p(placed: Sequence[Placed], clean: CleanPass) -> list[Placed]:
+    """The same with the clean log-probabilities that their damages are compared with."""
+    is_known = [_has_clean_log_p(item.subject, clean.model) for item in placed]
+    at = [item.damaged_at for item, known in zip(placed, is_known, strict=True) if known]
+    if at:
+        clean.log_p(np.concatenate(at))  # products for all of them; then they are looked up
+    return [
+        replace(item, clean_log_p=clean.log_p(item.damaged_at)) if known else item
+        for item, known in zip(placed, is_known, strict=True)
+    ]
+
+
+def _has_clean_log_p(subject: Subject, model: Model) -> bool:
+    """Whether the clean pass says what the damages of a subject are compared with.
+
+    Those of a moved vector are compared with the model that has it.
+    """
+    return clean_repeats(model) and not subject.moved
+
+
+def _read(wanted: Sequence[Placed], arrays: Arrays, model: Model) -> list[Placed]:
     """The layer's subjects with what its part holds of each."""
     sizes = arrays["sizes"]
     edges = np.cumsum(sizes[:, :4].ravel())[:-1]
@@ -218,9 +251,19 @@ def _read(wanted: Sequence[Placed], arrays: Arrays) -> list[Placed]:
     examples = [len(example_positions(one)) for one in positions]
     activations = np.split(arrays["activations"], np.cumsum(examples)[:-1])
     gates = np.split(arrays["gates"], np.cumsum(sizes[:, 0])[:-1])
-    return [
+    placed = [
         replace(item, positions=of_item, example_activations=a, gates=gate)
         for item, of_item, a, gate in zip(wanted, positions, activations, gates, strict=True)
+    ]
+
+    has_log_p = [_has_clean_log_p(item.subject, model) for item in placed]
+    known = [
+        len(item.damaged_at) if has else 0 for item, has in zip(placed, has_log_p, strict=True)
+    ]
+    log_p = np.split(arrays["clean_log_p"], np.cumsum(known)[:-1])
+    return [
+        replace(item, clean_log_p=values) if has else item
+        for item, values, has in zip(placed, log_p, has_log_p, strict=True)
     ]
 
 

@@ -29,7 +29,6 @@ from conceptvec.validation.evidence import (
     Tested,
     drops_of,
     evidence_of,
-    example_positions,
     interval_of,
 )
 from conceptvec.validation.further import Run, further_measurements
@@ -203,10 +202,10 @@ def _measure(run: Run, placed: Sequence[Placed]) -> dict[str, Measured]:
     primary, *rest = run.config.damage
     first, second = [], []
     for item in placed:
-        if item.worth_damaging:
-            first.append(Request(item.subject, item.positions.all(), (CLEAN, primary)))
-        elif item.subject.role == "candidate" and len(item.positions.of_concept):
-            first.append(Request(item.subject, example_positions(item.positions), (CLEAN, primary)))
+        is_candidate = item.subject.role == "candidate" and len(item.positions.of_concept)
+        if item.worth_damaging or is_candidate:
+            kinds = (CLEAN, primary)
+            first.append(Request(item.subject, item.damaged_at, kinds, item.clean_log_p))
     measured = _measure_requests(run, first, "first damage")
 
     # The other kinds are needed only where the first one reaches the floor, and at own positions:
