@@ -104,16 +104,10 @@ class Engine:
         model, block = self.model, self.model.layers[layer]
         columns = torch.as_tensor(list(neurons), dtype=torch.long, device=model.device)
         caught: dict[str, torch.Tensor] = {}
-        whole: dict[str, torch.Tensor] = {}
 
-        def forward(batch: np.ndarray) -> None:
-            rows = torch.as_tensor(batch, device=model.device)
-            ids = self._rows(batch)
+        def forward(ids: torch.Tensor) -> dict[str, torch.Tensor]:
             self.replay.run(self.replay.embed(ids), 0, layer + 1)
-            for name, values in caught.items():
-                if name not in whole:
-                    whole[name] = values.new_zeros(len(self), self.width, values.shape[2])
-                whole[name][rows, : ids.shape[1]] = values
+            return caught
 
         self._prepare()  # forward passes of their own, before the hooks
         norm = getattr(block, model.family.mlp_norm)
@@ -126,7 +120,7 @@ class Engine:
         )
         try:
             with keep_activations:
-                self._map(np.arange(len(self)), forward)
+                whole = self._on_all_texts(forward)
         finally:
             for handle in handles:
                 handle.remove()
@@ -185,19 +179,12 @@ class Engine:
     @torch.inference_mode()
     def entering(self, layer: int) -> torch.Tensor:
         """What enters a layer on all texts: (N, T, H), zeros after a text's end."""
-        model = self.model
-        whole = torch.zeros(
-            len(self), self.width, model.hidden_size, dtype=model.dtype, device=model.device
-        )
 
-        def forward(batch: np.ndarray) -> None:
-            ids = self._rows(batch)
-            states = self.replay.run(self.replay.embed(ids), 0, layer)
-            whole[torch.as_tensor(batch, device=model.device), : ids.shape[1]] = states
+        def forward(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"states": self.replay.run(self.replay.embed(ids), 0, layer)}
 
         self._prepare()
-        self._map(np.arange(len(self)), forward)
-        return whole
+        return self._on_all_texts(forward)["states"]
 
     @torch.inference_mode()
     def clean(
@@ -251,6 +238,23 @@ class Engine:
     def _prepare(self) -> None:
         for width in np.unique(self.lengths - 1):
             self.replay.prepare(int(width))
+
+    def _on_all_texts(
+        self, forward: Callable[[torch.Tensor], dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """What `forward` gives of ids (B, T) as (B, T, C), for all texts: (N, width, C) by name."""
+        whole: dict[str, torch.Tensor] = {}
+
+        def keep(batch: np.ndarray) -> None:
+            ids = self._rows(batch)
+            rows = torch.as_tensor(batch, device=ids.device)
+            for name, values in forward(ids).items():
+                if name not in whole:
+                    whole[name] = values.new_zeros(len(self), self.width, values.shape[2])
+                whole[name][rows, : ids.shape[1]] = values
+
+        self._map(np.arange(len(self)), keep)
+        return whole
 
     def _map(self, texts: np.ndarray, compute: Callable[[np.ndarray], None]) -> None:
         """`compute` over batches of positions in `texts`, texts of like length together."""

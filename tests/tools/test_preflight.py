@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conceptvec import Config, RequestError, load_model
 from conceptvec.cli import main
 from conceptvec.model.checkpoint import Checkpoint
+from conceptvec.tools import estimates
 from conceptvec.tools.estimates import Shape, shape_of
 from conceptvec.tools.preflight import Plan, duration, preflight, size
 
@@ -43,6 +45,28 @@ def test_the_plan_of_the_demo(out: Path) -> None:
     assert plan.work.projection_flops == 2 * 96 * 4096 * 4 * 40
     assert plan.needs.download_bytes == 0
     assert plan.device.why == "exact on a CPU"
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "seconds"),
+    [(Shape(18, 640, 2048, 262144), 111_000, 153), (Shape(4, 96, 40, 4096), 41_000, 10)],
+    ids=["270M", "demo"],
+)
+def test_a_fast_gpu_waits_for_its_host(
+    shape: Shape, tokens: int, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where arithmetic takes no time, what an H100's two runs took remains; a CPU waits for none."""
+    monkeypatch.setattr(estimates, "_speed", lambda *about: float("inf"))
+    monkeypatch.setattr(estimates, "preselection", lambda device: torch.float32)
+    config = Config(corpus_tokens=tokens, max_vectors=None)
+
+    def of(device: str) -> tuple[float, float]:
+        work = estimates.work_of(config, shape, device)
+        return estimates._seconds(config, shape, work, torch.device(device), torch.float32)
+
+    low, high = of("cuda")
+    assert low < seconds < high
+    assert of("cpu") == (0, 0)
 
 
 def test_parameters_are_counted_from_the_files_bytes(out: Path) -> None:

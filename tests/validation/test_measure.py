@@ -122,6 +122,24 @@ def test_batches_and_company_change_nothing(tiny) -> None:
         assert tuple(measured.log_p) == request.kinds
 
 
+def test_known_clean_values_take_the_place_of_rows(tiny) -> None:
+    """They are handed on as they are; a moved vector's baseline is measured beside them."""
+    known = np.array([-1.5, -2.5, -3.5, -4.5, -5.5])
+    kinds = (CLEAN, "zero")
+    plain = [Request(own(5), POSITIONS, kinds), Request(MOVED, POSITIONS, kinds)]
+    saved = [Request(own(5), POSITIONS, kinds, known), plain[1]]
+    before, after = (measure_unit(LAYER, requests, setting_of(tiny)) for requests in (plain, saved))
+    assert (after["cost"] * 4 == before["cost"] * 3).all()  # three of the four kinds of rows
+    one, moved = split_unit(saved, after)
+    assert tuple(one.log_p) == kinds and one.primary == "zero"
+    assert (one.clean.values == known).all()
+    measured, measured_moved = split_unit(plain, before)
+    assert np.abs(measured.clean.values - known).max() > 0.1
+    for a, b in ((one, measured), (moved, measured_moved)):
+        assert np.abs(a.log_p["zero"].values - b.log_p["zero"].values).max() < 1e-5
+    assert np.abs(moved.clean.values - measured_moved.clean.values).max() < 1e-5
+
+
 def test_a_second_measurement_covers_the_positions_that_it_was_made_for(tiny) -> None:
     """Its drops are those of one measurement of all kinds at all positions."""
     setting, few = setting_of(tiny), POSITIONS[[2, 0]]

@@ -12,7 +12,7 @@ import transformers
 
 import conceptvec as cv
 from conceptvec.results import VOLATILE, Results
-from conceptvec.validation import stage
+from conceptvec.validation import exact, placement, stage
 from tests.conftest import ANIMALS, COLORS, WORDS, corpus_text, make_hf, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -125,6 +125,52 @@ def test_examples_are_what_plain_transformers_compute(tmp_path: Path) -> None:
             assert abs(float(damaged) - example["damaged"]) < 1e-4
             counted += 1
     assert counted >= 8  # five own positions and three others of every entry
+
+
+def test_clean_values_of_the_clean_pass_are_those_of_the_damaged_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the results differs by more than rounding, and rows are saved."""
+    runs = []
+    for name in ("shared", "measured"):
+        (tmp_path / name).mkdir()
+        runs.append(run(tmp_path / name, planted=True, score_threshold=0.05))
+        for module in (placement, exact):
+            monkeypatch.setattr(module, "clean_repeats", lambda model: False)
+    shared, measured = runs
+    flops = [one["computational_complexity"]["validation_flops"] for one in runs]
+    assert flops[0] < flops[1]
+    pairs = zip(shared["validation_results"], measured["validation_results"], strict=True)
+    for one, other in pairs:
+        assert (one["id"], one["verdict"]) == (other["id"], other["verdict"])
+        drops = ("concept_drop", "elsewhere_drop", "others_drop", "silent_drop")
+        values = [(one[name], other[name]) for name in drops]
+        values += [
+            (one["scan"][name], other["scan"][name]) for name in ("exact_zero", "exact_mean")
+        ]
+        for a, b in zip(one["examples"], other["examples"], strict=True):
+            assert a["ids"] == b["ids"]
+            values += [(a["clean"], b["clean"]), (a["damaged"], b["damaged"])]
+        for a, b in values:
+            assert a == b or abs(a - b) < 2e-5  # six digits are written
+    assert any(entry["concept_drop"] for entry in shared["validation_results"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_float32_takes_clean_values_from_another_pass(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests, unit = [], stage.measure_unit
+
+    def recorded(layer, of_unit, setting):
+        requests.extend(of_unit)
+        return unit(layer, of_unit, setting)
+
+    monkeypatch.setattr(stage, "measure_unit", recorded)
+    run(tmp_path, planted=True, score_threshold=0.05, dtype=dtype)
+    known = [r.clean is not None for r in requests if "clean" in r.kinds and not r.subject.moved]
+    assert known and all(is_known == (dtype == "float32") for is_known in known)
+    assert all(r.clean is None for r in requests if r.subject.moved)
 
 
 def test_interrupted_stage_3_resumes_to_the_identical_result(
