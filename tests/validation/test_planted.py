@@ -134,7 +134,7 @@ def test_clean_values_of_the_clean_pass_are_those_of_the_damaged_rows(
     runs = []
     for name in ("shared", "measured"):
         (tmp_path / name).mkdir()
-        runs.append(run(tmp_path / name, planted=True, score_threshold=0.05))
+        runs.append(run(tmp_path / name, planted=True))
         for module in (placement, exact):
             monkeypatch.setattr(module, "clean_repeats", lambda model: False)
     shared, measured = runs
@@ -153,7 +153,7 @@ def test_clean_values_of_the_clean_pass_are_those_of_the_damaged_rows(
             values += [(a["clean"], b["clean"]), (a["damaged"], b["damaged"])]
         for a, b in values:
             assert a == b or abs(a - b) < 2e-5  # six digits are written
-    assert any(entry["concept_drop"] for entry in shared["validation_results"])
+    assert shared["validation_results"][0]["concept_drop"] > 0.3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
