@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from make_schema import document_schema
 
+from conceptvec import document as document_module
 from conceptvec.cli import main
 from conceptvec.document import check, keep_document, load_document, schema
 from conceptvec.errors import RequestError
@@ -125,3 +126,13 @@ def test_sound_results_take_the_place_of_those_that_were_not(tmp_path: Path) -> 
     keep_document(document() | {"schema_version": 7}, path)
     assert keep_document(document(), path) == path
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_document_is_checked_once_before_it_is_kept(tmp_path: Path, monkeypatch) -> None:
+    """A check of a whole model's results takes eight seconds."""
+    checked, check_one = [], document_module.misfit
+    monkeypatch.setattr(
+        document_module, "misfit", lambda one: checked.append(one) or check_one(one)
+    )
+    keep_document(document(), tmp_path / "concept_vector_results_cpu.json")
+    assert len(checked) == 1

@@ -33,9 +33,11 @@ SUMS = 20  # bytes of the scan per word and neuron
 WORDS = 800  # distinct words of twelve concepts in a text
 PASSAGE_TOKENS = 40
 CANDIDATES, USED = 0.034, 0.2  # candidates per neuron, and the share of them that is damaged fully
-FULL_TEXTS, FULL_PASSES = 160, 2.0  # texts of such a vector, and passes of each through all layers
-EXAMPLES, EXAMPLE_PASSES = 8, 1.5  # the same of any other candidate
-REPEATED, REPEATED_TEXTS = 80, 110  # candidates and texts of the exact repeats, two passes each
+FULL_TEXTS, EXAMPLES = 160, 8  # texts of such a vector, and of any other candidate
+REPEATED, REPEATED_TEXTS = 80, 110  # candidates and texts of the exact repeats
+# Passes of these three kinds of texts through all layers; half a pass more where clean rows are
+# measured beside the damaged ones (`measure.clean_repeats`).
+FULL_PASSES, EXAMPLE_PASSES, REPEAT_PASSES, CLEAN_PASSES = 1.5, 1.0, 1.5, 0.5
 SETS, SET_TEXTS = 240, 32  # sets damaged together, and texts of each
 # Seconds of the host per token of text and layer, all stages together, while a GPU waits: beside an
 # H100 the demo took 10 s and Gemma 3 270M 150.
@@ -200,13 +202,16 @@ def _seconds(
     total = OVERHEAD * 2.0 * work.neurons * shape.unembedding / readout_speed
     if 3 in config.stages:
         forward_speed = _speed((1024, shape.hidden_size, shape.intermediate_size), on, dtype)
-        is_proposed = preselection(on) is torch.bfloat16
-        total += _stage_3(config, shape, work, is_proposed) / forward_speed
-        total += HOST_SECONDS * work.text_tokens * work.layers * (on.type != "cpu")
+        is_proposed = on.type == "cpu" and preselection(on) is torch.bfloat16
+        clean_passes = 0 if dtype is torch.float32 else CLEAN_PASSES
+        total += _stage_3(config, shape, work, is_proposed, clean_passes) / forward_speed
+        total += HOST_SECONDS * work.text_tokens * shape.layers * (on.type != "cpu")
     return round(total * LOW, 1), round(total * HIGH, 1)
 
 
-def _stage_3(config: Config, shape: Shape, work: Work, is_proposed: bool) -> float:
+def _stage_3(
+    config: Config, shape: Shape, work: Work, is_proposed: bool, clean_passes: float
+) -> float:
     """Operations of Stage 3: the text is written, scanned and passed; what is used is damaged."""
     per_token, logits = shape.operations_per_token, 2.0 * shape.unembedding
     writing = PROPOSED if is_proposed else WRITTEN
@@ -217,8 +222,10 @@ def _stage_3(config: Config, shape: Shape, work: Work, is_proposed: bool) -> flo
     # A text that is damaged ends at the word: half a passage in the mean.
     candidates = work.neurons * CANDIDATES
     full = candidates * USED
-    texts = full * FULL_TEXTS * FULL_PASSES + candidates * EXAMPLES * EXAMPLE_PASSES
-    texts += min(REPEATED, candidates) * REPEATED_TEXTS * 2 + SETS * SET_TEXTS
+    texts = full * FULL_TEXTS * (FULL_PASSES + clean_passes)
+    texts += candidates * EXAMPLES * (EXAMPLE_PASSES + clean_passes)
+    texts += min(REPEATED, candidates) * REPEATED_TEXTS * (REPEAT_PASSES + clean_passes)
+    texts += SETS * SET_TEXTS
     return work.text_tokens * per_text_token + texts * (PASSAGE_TOKENS / 2 * per_token + logits)
 
 

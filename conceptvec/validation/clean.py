@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from conceptvec.extraction.activations import capturing, capturing_gates
 from conceptvec.model.memory import Batch
+from conceptvec.model.network import check_finite
 
 if TYPE_CHECKING:
     from conceptvec.effects.passages import Passages
@@ -111,6 +112,7 @@ class CleanPass:
                 capturing_gates(self.model, layers, use_gates),
             ):
                 hidden = self._before_last_norm(ids).to("cpu")
+            check_finite(hidden, self.model.n_layers - 1)
             for row, member in enumerate(members):
                 span = slice(int(starts[member]), int(starts[member] + lengths[member]))
                 self._states[span] = hidden[row, : lengths[member]]

@@ -15,7 +15,7 @@ from conceptvec.validation.statistics import Sample, selectivity_interval
 if TYPE_CHECKING:
     from conceptvec.effects.passages import Passages
     from conceptvec.effects.use import Use
-    from conceptvec.validation.measure import Measured, Subject
+    from conceptvec.validation.measure import LogP, Measured, Subject
     from conceptvec.validation.positions import Field, Positions
 
 OWN_EXAMPLES, OTHER_EXAMPLES = 5, 3
@@ -72,7 +72,7 @@ class Placed:
         positions: none for a control that is not used.
         example_activations: of its neuron at the example positions, float32.
         gates: whether its neuron's gate is positive at the own positions, bool.
-        clean_log_p: at `damaged_at`, nats; None where only the damaged rows' own pass can tell.
+        clean: at `clean_positions`; None where only the damaged rows' own pass can tell.
     """
 
     subject: Subject
@@ -81,7 +81,7 @@ class Placed:
     positions: Positions
     example_activations: np.ndarray
     gates: np.ndarray
-    clean_log_p: np.ndarray | None
+    clean: LogP | None
 
     @property
     def worth_damaging(self) -> bool:
@@ -92,6 +92,19 @@ class Placed:
     def damaged_at(self) -> np.ndarray:
         """Where the first damage is measured: int64; at its examples where no verdict waits."""
         return self.positions.all() if self.worth_damaging else example_positions(self.positions)
+
+    @property
+    def clean_positions(self) -> np.ndarray:
+        """Where the clean pass is asked for log-probabilities: int64; `damaged_at` is among them.
+
+        They follow from what a part of positions is named after, as `damaged_at` does not.
+        """
+        return self.positions.all() if self.used else example_positions(self.positions)
+
+    @property
+    def known_clean(self) -> np.ndarray | None:
+        """The clean log-probabilities at `damaged_at`, float64, where they are known."""
+        return None if self.clean is None else self.clean.at(self.damaged_at)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from conceptvec.runfolder import Arrays, Parts, Task, part_name
 from conceptvec.streams import rng
 from conceptvec.validation.clean import CleanPass
 from conceptvec.validation.evidence import Placed, example_positions
-from conceptvec.validation.measure import Subject, clean_repeats
+from conceptvec.validation.measure import LogP, Subject, clean_repeats
 from conceptvec.validation.positions import Field, Positions, choose_positions
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ def _chosen(
     Returns:
         ``sizes`` (n, 5), the lengths of their own, elsewhere, other and silent positions and how
         many were not matched; ``positions``, in this order; ``activations`` at the examples;
-        ``gates`` at the own positions; ``clean_log_p`` at those that are damaged first, where a
-        damage can be compared with it.
+        ``gates`` at the own positions; ``clean_log_p`` at the `clean_positions` of those that have
+        any.
     """
     subjects = [item.subject for item in wanted]
     words = scan.promoted_words(
@@ -181,7 +181,7 @@ def _chosen(
         (one.of_concept, one.elsewhere, one.others, one.silent)
         for one in (item.positions for item in placed)
     ]
-    no_log_p = np.zeros(0)
+    clean_log_p = [item.clean.values for item in placed if item.clean is not None]
     return {
         "sizes": np.array(
             [
@@ -192,9 +192,7 @@ def _chosen(
         "positions": np.concatenate([at for of_one in kinds for at in of_one]),
         "activations": np.concatenate([item.example_activations for item in placed]),
         "gates": np.concatenate([item.gates for item in placed]),
-        "clean_log_p": np.concatenate(
-            [no_log_p if item.clean_log_p is None else item.clean_log_p for item in placed]
-        ),
+        "clean_log_p": np.concatenate([np.zeros(0), *clean_log_p]),
     }
 
 
@@ -222,17 +220,18 @@ def _placed(item: Placed, words: np.ndarray, text: Field, seed: int, clean: Clea
 
 def _with_log_p(placed: Sequence[Placed], clean: CleanPass) -> list[Placed]:
     """The same with the clean log-probabilities that their damages are compared with."""
-    is_known = [_has_clean_log_p(item.subject, clean.model) for item in placed]
-    at = [item.damaged_at for item, known in zip(placed, is_known, strict=True) if known]
-    if at:
-        clean.log_p(np.concatenate(at))  # products for all of them; then they are looked up
+    known = [item.clean_positions for item in placed if _has_clean(item.subject, clean.model)]
+    if known:
+        clean.log_p(np.concatenate(known))  # products for all of them; then they are looked up
     return [
-        replace(item, clean_log_p=clean.log_p(item.damaged_at)) if known else item
-        for item, known in zip(placed, is_known, strict=True)
+        replace(item, clean=LogP(item.clean_positions, clean.log_p(item.clean_positions)))
+        if _has_clean(item.subject, clean.model)
+        else item
+        for item in placed
     ]
 
 
-def _has_clean_log_p(subject: Subject, model: Model) -> bool:
+def _has_clean(subject: Subject, model: Model) -> bool:
     """Whether the clean pass says what the damages of a subject are compared with.
 
     Those of a moved vector are compared with the model that has it.
@@ -256,14 +255,14 @@ def _read(wanted: Sequence[Placed], arrays: Arrays, model: Model) -> list[Placed
         for item, of_item, a, gate in zip(wanted, positions, activations, gates, strict=True)
     ]
 
-    has_log_p = [_has_clean_log_p(item.subject, model) for item in placed]
-    known = [
-        len(item.damaged_at) if has else 0 for item, has in zip(placed, has_log_p, strict=True)
+    is_known = [_has_clean(item.subject, model) for item in placed]
+    sizes = [
+        len(item.clean_positions) * known for item, known in zip(placed, is_known, strict=True)
     ]
-    log_p = np.split(arrays["clean_log_p"], np.cumsum(known)[:-1])
+    log_p = np.split(arrays["clean_log_p"], np.cumsum(sizes)[:-1])
     return [
-        replace(item, clean_log_p=values) if has else item
-        for item, values, has in zip(placed, log_p, has_log_p, strict=True)
+        replace(item, clean=LogP(item.clean_positions, values)) if known else item
+        for item, values, known in zip(placed, log_p, is_known, strict=True)
     ]
 
 

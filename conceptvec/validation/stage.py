@@ -205,7 +205,7 @@ def _measure(run: Run, placed: Sequence[Placed]) -> dict[str, Measured]:
         is_candidate = item.subject.role == "candidate" and len(item.positions.of_concept)
         if item.worth_damaging or is_candidate:
             kinds = (CLEAN, primary)
-            first.append(Request(item.subject, item.damaged_at, kinds, item.clean_log_p))
+            first.append(Request(item.subject, item.damaged_at, kinds, item.known_clean))
     measured = _measure_requests(run, first, "first damage")
 
     # The other kinds are needed only where the first one reaches the floor, and at own positions:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,14 @@ def test_a_fast_gpu_waits_for_its_host(
     config = Config(corpus_tokens=tokens, max_vectors=None)
 
     def of(device: str) -> tuple[float, float]:
+        """Low and high seconds of the configuration as it stands."""
         work = estimates.work_of(config, shape, device)
         return estimates._seconds(config, shape, work, torch.device(device), torch.float32)
 
     low, high = of("cuda")
     assert low < seconds < high
+    config = replace(config, layers="0")  # text and scan go through all layers all the same
+    assert of("cuda") == (low, high)
     assert of("cpu") == (0, 0)
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import conceptvec as cv
+from conceptvec.effects.scan_record import Scan
 from conceptvec.results import VOLATILE, Results
 from conceptvec.validation import exact, placement, stage
 from tests.conftest import ANIMALS, COLORS, WORDS, corpus_text, make_hf, make_tokenizer
@@ -156,21 +157,53 @@ def test_clean_values_of_the_clean_pass_are_those_of_the_damaged_rows(
     assert shared["validation_results"][0]["concept_drop"] > 0.3
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_only_float32_takes_clean_values_from_another_pass(
-    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def placed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes) -> tuple[Results, list]:
+    """A run in which a third of everything counts as used, and what it placed."""
+    placed, place = [], stage.place
+    monkeypatch.setattr(Scan, "cut_off", 0.3)
+    monkeypatch.setattr(stage, "place", lambda *about: placed.extend(place(*about)) or placed)
+    return run(tmp_path, planted=True, score_threshold=0.05, **changes), placed
+
+
+def test_clean_values_are_the_models_at_their_own_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of every subject of a layer, whatever stands beside it: used or not, candidate or control."""
     requests, unit = [], stage.measure_unit
 
     def recorded(layer, of_unit, setting):
-        requests.extend(of_unit)
+        requests.extend((request, setting) for request in of_unit)
         return unit(layer, of_unit, setting)
 
     monkeypatch.setattr(stage, "measure_unit", recorded)
-    run(tmp_path, planted=True, score_threshold=0.05, dtype=dtype)
-    known = [r.clean is not None for r in requests if "clean" in r.kinds and not r.subject.moved]
-    assert known and all(is_known == (dtype == "float32") for is_known in known)
-    assert all(r.clean is None for r in requests if r.subject.moved)
+    _, placed = placed_in(tmp_path, monkeypatch)
+    kinds = {(item.subject.role, item.used) for item in placed if item.clean is not None}
+    assert kinds > {("candidate", True), ("candidate", False), ("null", True)}
+    assert any(item.subject.moved and item.used for item in placed)
+    assert all(item.clean is None for item in placed if item.subject.moved)
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    compared = {}
+    for request, setting in requests:
+        if request.clean is None:
+            assert request.subject.moved or "clean" not in request.kinds
+            continue
+        for position, value in zip(request.positions.tolist(), request.clean, strict=True):
+            if position not in compared:
+                ids = torch.tensor([setting.text(position).ids])
+                with torch.no_grad():
+                    log_p = model(input_ids=ids).logits[0, -2].log_softmax(0)
+                compared[position] = float(log_p[ids[0, -1]])
+            assert abs(compared[position] - value) < 1e-4
+    assert len(compared) > 100
+    assert len({len(request.positions) for request, _ in requests if request.clean is not None}) > 2
+
+
+def test_bfloat16_measures_its_clean_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log-probabilities differ from pass to pass, so none is taken from another."""
+    results, placed = placed_in(tmp_path, monkeypatch, dtype="bfloat16")
+    assert placed and all(item.clean is None for item in placed)
+    assert sum(len(entry["examples"]) for entry in results["validation_results"]) > 100
 
 
 def test_interrupted_stage_3_resumes_to_the_identical_result(
