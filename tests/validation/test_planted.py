@@ -162,7 +162,7 @@ def placed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes) -> tup
     placed, place = [], stage.place
     monkeypatch.setattr(Scan, "cut_off", 0.3)
     monkeypatch.setattr(stage, "place", lambda *about: placed.extend(place(*about)) or placed)
-    return run(tmp_path, planted=True, score_threshold=0.05, **changes), placed
+    return run(tmp_path, planted=True, score_threshold=0.05, layers="1", **changes), placed
 
 
 def test_clean_values_are_the_models_at_their_own_positions(
