@@ -256,10 +256,10 @@ def _read(wanted: Sequence[Placed], arrays: Arrays, model: Model) -> list[Placed
     ]
 
     is_known = [_has_clean(item.subject, model) for item in placed]
-    sizes = [
+    values_of = [
         len(item.clean_positions) * known for item, known in zip(placed, is_known, strict=True)
     ]
-    log_p = np.split(arrays["clean_log_p"], np.cumsum(sizes)[:-1])
+    log_p = np.split(arrays["clean_log_p"], np.cumsum(values_of)[:-1])
     return [
         replace(item, clean=LogP(item.clean_positions, values)) if known else item
         for item, values, known in zip(placed, log_p, is_known, strict=True)
