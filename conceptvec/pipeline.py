@@ -45,7 +45,7 @@ def run(config: Config) -> Results:
         RequestError: the request is bad (nothing was changed).
         RunError: the run failed; what was finished is kept.
     """
-    plan = preflight(config)  # before anything is downloaded or loaded
+    plan = preflight(config, is_timed=False)  # before anything is downloaded or loaded
     for note in plan.warnings:
         logger.warning(note)
     if plan.problems:

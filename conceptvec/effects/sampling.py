@@ -42,10 +42,14 @@ def drawer(model: Model) -> Draw:
     Where it proposes from rough logits it holds a copy of the unembedding in bfloat16.
     """
     unembedding = model.unembedding
-    is_rough = model.device.type == "cpu" and preselection(model.device) is torch.bfloat16
-    if is_rough and unembedding.numel() >= SMALLEST:
+    if proposes(model.device) and unembedding.numel() >= SMALLEST:
         return partial(draw_by_proposals, model, padded(unembedding.bfloat16()))
     return partial(_draw_directly, model)
+
+
+def proposes(device: torch.device) -> bool:
+    """Whether rough proposals pay on a device, for large vocabularies."""
+    return device.type == "cpu" and preselection(device) is torch.bfloat16
 
 
 def _draw_directly(model: Model, states: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -18,10 +18,12 @@ from transformers import AutoConfig
 
 from conceptvec.config import Config, parse_layers
 from conceptvec.effects.coverage import tokens_of_run
+from conceptvec.effects.sampling import proposes
 from conceptvec.effects.stage import PASSAGES_A_PART
 from conceptvec.errors import RequestError
 from conceptvec.extraction.projection import LARGE, preselection
 from conceptvec.model.checkpoint import ITEMSIZE, Checkpoint
+from conceptvec.validation.measure import clean_repeats
 
 BASE_MEMORY = 700 * 2**20  # Python and torch themselves
 TABLES = 2048  # bytes per token of the vocabulary
@@ -87,12 +89,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run takes; seconds are the low and the high estimate."""
+    """What a run takes; seconds are the low and the high estimate, None where nothing was timed."""
 
     memory_bytes: int
     disk_bytes: int
     download_bytes: int
-    seconds: tuple[float, float]
+    seconds: tuple[float, float] | None = None
 
 
 def shape_of(checkpoint: Checkpoint) -> Shape:
@@ -150,13 +152,12 @@ def needs_of(
     on: torch.device,
     dtype: torch.dtype,
 ) -> Needs:
-    """What the work takes on a device in a precision; a moment's arithmetic is timed there."""
+    """What the work takes on a device in a precision, time apart (`seconds_of`)."""
     return Needs(
         memory_bytes=_memory(config, checkpoint, shape, work, dtype)
         + (BASE_MEMORY if on.type == "cpu" else 0),
         disk_bytes=_disk(config, shape, work),
         download_bytes=sum(size for _, size in checkpoint.download),
-        seconds=_seconds(config, shape, work, on, dtype),
     )
 
 
@@ -193,7 +194,7 @@ def _disk(config: Config, shape: Shape, work: Work) -> int:
     return _kept(config, work, shape) + int(sums) + RESULTS
 
 
-def _seconds(
+def seconds_of(
     config: Config, shape: Shape, work: Work, on: torch.device, dtype: torch.dtype
 ) -> tuple[float, float]:
     """Low and high estimate of the run's seconds: operations over speeds that are timed here."""
@@ -206,8 +207,8 @@ def _seconds(
     total = OVERHEAD * 2.0 * work.neurons * shape.unembedding / readout_speed
     if 3 in config.stages:
         forward_speed = _speed((1024, shape.hidden_size, shape.intermediate_size), on, dtype)
-        is_proposed = on.type == "cpu" and preselection(on) is torch.bfloat16
-        clean_passes = 0 if dtype is torch.float32 else CLEAN_PASSES
+        is_proposed = proposes(on)
+        clean_passes = 0 if clean_repeats(dtype) else CLEAN_PASSES
         operations = _stage_3(config, shape, work, is_proposed, clean_passes)
         total += BESIDE_PRODUCTS * operations / forward_speed
         total += HOST_SECONDS * work.text_tokens * shape.layers * (on.type != "cpu")

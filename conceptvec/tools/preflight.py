@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,6 +145,8 @@ class Plan:
         return f"≈ {needed} needed, {size(self.has.disk_bytes)} free"
 
     def _time_line(self) -> str:
+        if self.needs.seconds is None:
+            return "not estimated"
         low, high = (duration(seconds) for seconds in self.needs.seconds)
         return f"≈ {low} to {high}{' and the download' if self.needs.download_bytes else ''}"
 
@@ -159,8 +161,12 @@ class Plan:
         return notebook_html(f"<table>{''.join(rows)}</table>")
 
 
-def preflight(config: Config) -> Plan:
+def preflight(config: Config, is_timed: bool = True) -> Plan:
     """Look at model, device, memory, disk and run folder; nothing is downloaded, loaded or written.
+
+    Args:
+        config: of the run.
+        is_timed: whether the plan says how long it will take; half a second goes by for it.
 
     Raises:
         RequestError: there is no such model, no access to it, its files cannot be used, or a file
@@ -170,7 +176,7 @@ def preflight(config: Config) -> Plan:
     load_concepts(config.concepts)
     from conceptvec.effects.corpora import TextFile, parse_corpus
     from conceptvec.model.device import choose_device, choose_dtype
-    from conceptvec.tools.estimates import needs_of, shape_of, work_of
+    from conceptvec.tools.estimates import needs_of, seconds_of, shape_of, work_of
 
     if 3 in config.stages:
         source = parse_corpus(config.corpus)
@@ -188,6 +194,8 @@ def preflight(config: Config) -> Plan:
     # What that takes, what is there, and whether the one fits into the other.
     folder = config.folder(device.type)
     needs = needs_of(config, checkpoint, shape, work, device, dtype)
+    if is_timed:
+        needs = replace(needs, seconds=seconds_of(config, shape, work, device, dtype))
     has = Has(memory_bytes=device_memory(device), disk_bytes=free_disk(folder))
     # The weights are not loaded: what is known of the model is its shape.
     facts = {

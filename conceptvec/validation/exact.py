@@ -54,7 +54,7 @@ def word_positions(scan: Scan, rows: np.ndarray) -> np.ndarray:
 def measure_exact(subject: Subject, scan: Scan, setting: Setting) -> Arrays:
     """Zero and mean ablation of one neuron on the words of its concept."""
     rows = word_rows(scan, subject.concept)
-    clean = scan.seen.log_p[rows].astype(float) if clean_repeats(scan.model) else None
+    clean = scan.seen.log_p[rows].astype(float) if clean_repeats(scan.model.dtype) else None
     request = Request(subject, word_positions(scan, rows), KINDS, clean)
     return measure_unit(subject.layer, [request], setting)
 

@@ -92,7 +92,7 @@ def place(
 
     def task(layer: int, wanted: Sequence[Placed]) -> Task:
         about = [(item.subject.key, item.used) for item in wanted]
-        digest, with_log_p = scan.passages.digest, clean_repeats(scan.model)
+        digest, with_log_p = scan.passages.digest, clean_repeats(scan.model.dtype)
         name = part_name(f"validation/placed_L{layer:02d}", about, digest, with_log_p)
         return name, lambda: _chosen(wanted, text, seed, passes.of(layer), scan)
 
@@ -176,12 +176,12 @@ def _chosen(
         _placed(item, of_item, text, seed, clean)
         for item, of_item in zip(wanted, words, strict=True)
     ]
-    placed = _with_log_p(placed, clean)
     kinds = [
         (one.of_concept, one.elsewhere, one.others, one.silent)
         for one in (item.positions for item in placed)
     ]
-    clean_log_p = [item.clean.values for item in placed if item.clean is not None]
+    has_clean = [item for item in placed if _has_clean(item.subject, scan.model)]
+    clean_at = [item.clean_positions for item in has_clean]
     return {
         "sizes": np.array(
             [
@@ -192,7 +192,7 @@ def _chosen(
         "positions": np.concatenate([at for of_one in kinds for at in of_one]),
         "activations": np.concatenate([item.example_activations for item in placed]),
         "gates": np.concatenate([item.gates for item in placed]),
-        "clean_log_p": np.concatenate([np.zeros(0), *clean_log_p]),
+        "clean_log_p": clean.log_p(np.concatenate([np.zeros(0, np.int64), *clean_at])),
     }
 
 
@@ -218,25 +218,12 @@ def _placed(item: Placed, words: np.ndarray, text: Field, seed: int, clean: Clea
     )
 
 
-def _with_log_p(placed: Sequence[Placed], clean: CleanPass) -> list[Placed]:
-    """The same with the clean log-probabilities that their damages are compared with."""
-    known = [item.clean_positions for item in placed if _has_clean(item.subject, clean.model)]
-    if known:
-        clean.log_p(np.concatenate(known))  # products for all of them; then they are looked up
-    return [
-        replace(item, clean=LogP(item.clean_positions, clean.log_p(item.clean_positions)))
-        if _has_clean(item.subject, clean.model)
-        else item
-        for item in placed
-    ]
-
-
 def _has_clean(subject: Subject, model: Model) -> bool:
     """Whether the clean pass says what the damages of a subject are compared with.
 
     Those of a moved vector are compared with the model that has it.
     """
-    return clean_repeats(model) and not subject.moved
+    return clean_repeats(model.dtype) and not subject.moved
 
 
 def _read(wanted: Sequence[Placed], arrays: Arrays, model: Model) -> list[Placed]:

@@ -64,13 +64,21 @@ def test_a_fast_gpu_waits_for_its_host(
     def of(device: str) -> tuple[float, float]:
         """Low and high seconds of the configuration as it stands."""
         work = estimates.work_of(config, shape, device)
-        return estimates._seconds(config, shape, work, torch.device(device), torch.float32)
+        return estimates.seconds_of(config, shape, work, torch.device(device), torch.float32)
 
     low, high = of("cuda")
     assert low < seconds < high
     config = replace(config, layers="0")  # text and scan go through all layers all the same
     assert of("cuda") == (low, high)
     assert of("cpu") == (0, 0)
+
+
+def test_a_run_times_nothing_before_it_begins(out: Path, monkeypatch) -> None:
+    """Only who asks how long it takes waits for the answer."""
+    monkeypatch.delattr(estimates, "_speed")
+    assert run(out, "--stages", "1", "--layers", "0", "--max-vectors", "3") == 0
+    with pytest.raises(NameError, match="_speed"):
+        run(out, "--dry-run")
 
 
 def test_parameters_are_counted_from_the_files_bytes(out: Path) -> None:

@@ -137,7 +137,7 @@ def test_clean_values_of_the_clean_pass_are_those_of_the_damaged_rows(
         (tmp_path / name).mkdir()
         runs.append(run(tmp_path / name, planted=True))
         for module in (placement, exact):
-            monkeypatch.setattr(module, "clean_repeats", lambda model: False)
+            monkeypatch.setattr(module, "clean_repeats", lambda dtype: False)
     shared, measured = runs
     flops = [one["computational_complexity"]["validation_flops"] for one in runs]
     assert flops[0] < flops[1]
