@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 SHARED_DISK_SECONDS = 60  # how long a finished part may take to appear on a shared disk
 Task = tuple[str, Callable[[], Arrays]]
 Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 
 def part_name(stem: str, *content: Any) -> str:
@@ -98,6 +99,10 @@ class Parts:
 
     def barrier(self) -> None:
         """Wait for the other processes."""
+
+    def gathered(self, value: Value) -> list[Value]:
+        """What each process has in this place, by its rank; all of them must come here."""
+        return [value]
 
     def load(self, name: str) -> Arrays | None:  # noqa: ARG002
         """The part, if it is there and sound."""
@@ -187,25 +192,29 @@ class RunFolder(Parts):
         where = {"out": str(self.path.resolve()), "overwrite": config.overwrite}
         request = {**self.identity, "configuration": self.identity["configuration"] | where}
         request["configuration"]["stages"] = list(config.stages)
-        for other in self._gathered(request):
+        for other in self.gathered(request):
             if changes := differences(other, request):
                 raise RequestError(
                     f"the processes of this launch are asked for different runs "
                     f"({'; '.join(changes)}); start all of them with the same options"
                 )
 
-    def _gathered(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        """What each of the processes is asked for."""
+    def gathered(self, value: Value) -> list[Value]:
+        """What each process has in this place, by its rank; all of them must come here.
+
+        Raises:
+            RunError: one of them was lost, or did not arrive in time.
+        """
         if self.world == 1:
-            return []
+            return [value]
         from torch import distributed
 
-        requests: list[Any] = [request] * self.world
+        values: list[Any] = [value] * self.world
         if distributed.is_initialized():
             self.barrier()
             gather: Any = distributed
-            gather.all_gather_object(requests, request)
-        return requests
+            self._with_all(lambda: gather.all_gather_object(values, value))
+        return values
 
     def _keep_concepts(self) -> None:
         """Keep the user's file with the run, as it was read."""
@@ -226,10 +235,13 @@ class RunFolder(Parts):
         Raises:
             RunError: one of them was lost, or did not arrive in time.
         """
-        if self._processes is None or self.world == 1:
-            return
+        if self._processes is not None and self.world > 1:
+            self._with_all(self._processes.wait_for_everyone)
+
+    def _with_all(self, meet: Callable[[], Any]) -> None:
+        """Do what all processes have to do together."""
         try:
-            self._processes.wait_for_everyone()
+            meet()
         except RuntimeError as error:
             raise RunError(
                 f"another process was lost ({first_line(error, 120)}); what was finished is kept. "

@@ -8,6 +8,7 @@ never looked at, and fewer poles are found (docs/scan.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -114,7 +115,13 @@ def batch_from(
     return ahead[np.logical_and.accumulate(fits)]
 
 
-def parts_of(n_passages: int, size: int) -> Iterator[np.ndarray]:
-    """The numbers of the passages of every part, `size` each."""
-    for start in range(0, n_passages, size):
-        yield np.arange(start, min(start + size, n_passages))
+def parts_of(n_passages: int, most: int) -> Iterator[np.ndarray]:
+    """The numbers of the passages of every part, as many in each, at most `most`.
+
+    Several parts are an even number, so that two processes have equal shares.
+    """
+    count = math.ceil(n_passages / most)
+    if count > 1:
+        count = min(count + count % 2, n_passages)
+    for part in range(count):
+        yield np.arange(n_passages * part // count, n_passages * (part + 1) // count)

@@ -167,8 +167,7 @@ def _request(layer: int, neuron: int, passages: Passages, stream: np.random.Gene
 def _ours(case: Case) -> dict[int, Arrays]:
     """Every layer's unit."""
     return {
-        layer: measure_unit(layer, requests, case.setting)
-        for layer, requests in case.requests.items()
+        layer: measure_unit(requests, case.setting) for layer, requests in case.requests.items()
     }
 
 

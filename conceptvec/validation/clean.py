@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from conceptvec.effects.gradients import padded
 from conceptvec.extraction.activations import capturing, capturing_gates
 from conceptvec.model.memory import Batch
 from conceptvec.model.network import check_finite
+from conceptvec.runfolder import Parts, shard
 
 if TYPE_CHECKING:
     from conceptvec.effects.passages import Passages
@@ -27,10 +29,14 @@ LOGIT_ROWS = 64  # positions unembedded at a time
 class CleanPass:
     """What the undamaged model does on a text.
 
+    The processes of a run make it together: each reads its share of the passages and gets what the
+    others have read.
+
     Args:
         model: the model; never written.
         passages: the text.
         neurons: layer → neurons whose activations are kept.
+        parts: the run's processes; alone where not given.
 
     Attributes:
         activations: layer → float32 (neurons of the layer, tokens of the text).
@@ -38,7 +44,11 @@ class CleanPass:
     """
 
     def __init__(
-        self, model: Model, passages: Passages, neurons: Mapping[int, Sequence[int]]
+        self,
+        model: Model,
+        passages: Passages,
+        neurons: Mapping[int, Sequence[int]],
+        parts: Parts | None = None,
     ) -> None:
         self.model, self.passages = model, passages
         self.neurons = {layer: list(numbers) for layer, numbers in neurons.items() if len(numbers)}
@@ -52,7 +62,7 @@ class CleanPass:
         }
         self._states = torch.zeros((size, model.hidden_size), dtype=model.dtype)  # on the CPU
         self._log_p = np.full(size, np.nan)
-        self._run()
+        self._run(parts or Parts())
 
     def activation(self, layer: int, neuron: int) -> np.ndarray:
         """One neuron's activations: float32 (tokens,)."""
@@ -79,52 +89,65 @@ class CleanPass:
             self._log_p[batch] = (of_word - logits.logsumexp(1)).cpu().double().numpy()
         return self._log_p[positions]
 
-    @torch.inference_mode()
-    def _run(self) -> None:
+    def _run(self, parts: Parts) -> None:
         """One forward pass over all passages, those of like length together."""
-        device = self.model.device
-        lengths, starts = self.passages.lengths, self.passages.starts
+        lengths = self.passages.lengths
         order = np.argsort(lengths, kind="stable")
-        longest = int(lengths.max())
-        batch = Batch(max(1, TOKENS[device.type] // longest), "passages of a forward pass")
-        caught: dict[int, torch.Tensor] = {}
-        gates: dict[int, torch.Tensor] = {}
-        columns = {
-            layer: torch.tensor(numbers, device=device) for layer, numbers in self.neurons.items()
-        }
+        together = max(1, TOKENS[self.model.device.type] // int(lengths.max()))
+        batches = [order[start : start + together] for start in range(0, len(order), together)]
+
+        # Every process reads a share of the batches …
+        shares = [shard(batches, rank, parts.world) for rank in range(parts.world)]
+        own = shares[parts.rank]
+        batch = Batch(together, "passages of a forward pass")
+        with tqdm(total=len(own), desc="Stage 3: clean pass", unit="batch", leave=False) as bar:
+            for members in own:
+                batch.map(len(members), lambda rows, members=members: self._read(members[rows]))
+                bar.update(1)
+
+        # … and takes over what the others have read, a layer at a time.
+        tokens_of = [self._tokens(np.concatenate([order[:0], *share])) for share in shares]
+        self._exchange(parts, tokens_of)
+
+    def _tokens(self, members: np.ndarray) -> np.ndarray:
+        """The tokens of some passages, one passage after the other: int64 (n,)."""
+        starts, lengths = self.passages.starts[members], self.passages.lengths[members]
+        begins = np.cumsum(lengths) - lengths
+        return np.repeat(starts - begins, lengths) + np.arange(lengths.sum())
+
+    def _exchange(self, parts: Parts, tokens_of: Sequence[np.ndarray]) -> None:
+        """Fill in what other processes have read; `tokens_of` each."""
+        if parts.world == 1:
+            return
+        read = tokens_of[parts.rank]
+        for tokens, states in zip(tokens_of, parts.gathered(self._states[read]), strict=True):
+            self._states[tokens] = states
+        for layer in self.neurons:
+            for kept in (self.activations[layer], self.gates[layer]):
+                for tokens, values in zip(tokens_of, parts.gathered(kept[:, read]), strict=True):
+                    kept[:, tokens] = values
+
+    @torch.inference_mode()
+    def _read(self, members: np.ndarray) -> None:
+        """The forward pass of a batch of passages."""
+        texts = [self.passages.passage(int(member)) for member in members]
+        ids, lengths = padded(texts, self.model.device)
+        inside = (torch.arange(ids.shape[1]) < lengths.cpu()[:, None]).numpy()  # (B, T)
+        tokens = self._tokens(members)
 
         def use(layer: int, a: torch.Tensor) -> None:
-            caught[layer] = a[..., columns[layer]].float()
+            values = a[..., self.neurons[layer]].float().cpu().numpy()
+            self.activations[layer][:, tokens] = values[inside].T
 
         def use_gates(layer: int, gate: torch.Tensor) -> None:
-            gates[layer] = gate[..., columns[layer]] > 0
+            signs = (gate[..., self.neurons[layer]] > 0).cpu().numpy()
+            self.gates[layer][:, tokens] = signs[inside].T
 
-        def forward(rows: slice) -> None:
-            members = order[rows]
-            width = int(lengths[members].max())
-            padded = np.zeros((len(members), width), np.int64)
-            for row, member in enumerate(members):
-                padded[row, : lengths[member]] = self.passages.passage(int(member))
-            ids = torch.from_numpy(padded).to(device)
-            layers = list(self.neurons)
-            with (
-                capturing(self.model, layers, use),
-                capturing_gates(self.model, layers, use_gates),
-            ):
-                hidden = self._before_last_norm(ids).to("cpu")
-            check_finite(hidden, self.model.n_layers - 1)
-            for row, member in enumerate(members):
-                span = slice(int(starts[member]), int(starts[member] + lengths[member]))
-                self._states[span] = hidden[row, : lengths[member]]
-                for layer, a in caught.items():
-                    values = a[row, : lengths[member]].T.cpu().numpy()  # (n, T)
-                    self.activations[layer][:, span] = values
-                    signs = gates[layer][row, : lengths[member]].T.cpu().numpy()  # (n, T)
-                    self.gates[layer][:, span] = signs
-            bar.update(len(members))
-
-        with tqdm(total=len(order), desc="Stage 3: clean pass", unit="passage", leave=False) as bar:
-            batch.map(len(order), forward)
+        layers = list(self.neurons)
+        with capturing(self.model, layers, use), capturing_gates(self.model, layers, use_gates):
+            hidden = self._before_last_norm(ids).cpu()[torch.from_numpy(inside)]
+        check_finite(hidden, self.model.n_layers - 1)
+        self._states[tokens] = hidden
 
     def _before_last_norm(self, ids: torch.Tensor) -> torch.Tensor:
         """The residual stream before the last norm (B, T, H)."""

@@ -99,14 +99,24 @@ class Engine:
         return len(self.lengths)
 
     @torch.inference_mode()
-    def state(self, layer: int, neurons: Sequence[int]) -> State:
-        """The clean state at one layer, for damages of the given neurons."""
+    def state(self, layer: int, neurons: Sequence[int], below: State | None = None) -> State:
+        """The clean state at one layer, for damages of the given neurons.
+
+        Args:
+            layer: which.
+            neurons: of this layer.
+            below: the state at a lower layer, from which the walk goes on; without it, it begins
+                with the embeddings.
+        """
         model, block = self.model, self.model.layers[layer]
         columns = torch.as_tensor(list(neurons), dtype=torch.long, device=model.device)
         caught: dict[str, torch.Tensor] = {}
 
-        def forward(ids: torch.Tensor) -> dict[str, torch.Tensor]:
-            self.replay.run(self.replay.embed(ids), 0, layer + 1)
+        def forward(batch: np.ndarray) -> dict[str, torch.Tensor]:
+            if below is None:
+                self.replay.run(self.replay.embed(self._rows(batch)), 0, layer + 1)
+            else:
+                self.replay.run(self._leaving(below, batch), below.layer + 1, layer + 1)
             return caught
 
         self._prepare()  # forward passes of their own, before the hooks
@@ -180,8 +190,8 @@ class Engine:
     def entering(self, layer: int) -> torch.Tensor:
         """What enters a layer on all texts: (N, T, H), zeros after a text's end."""
 
-        def forward(ids: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"states": self.replay.run(self.replay.embed(ids), 0, layer)}
+        def forward(batch: np.ndarray) -> dict[str, torch.Tensor]:
+            return {"states": self.replay.run(self.replay.embed(self._rows(batch)), 0, layer)}
 
         self._prepare()
         return self._on_all_texts(forward)["states"]
@@ -239,19 +249,25 @@ class Engine:
         for width in np.unique(self.lengths - 1):
             self.replay.prepare(int(width))
 
+    def _leaving(self, state: State, batch: np.ndarray) -> torch.Tensor:
+        """What leaves a state's layer on some texts, undamaged: (B, T, H)."""
+        width = int(self.lengths[batch].max()) - 1
+        rows = torch.as_tensor(batch, device=self.ids.device)
+        written = self.model.mlp_written(state.layer, state.mlp[rows, :width])
+        return state.residual[rows, :width] + written
+
     def _on_all_texts(
-        self, forward: Callable[[torch.Tensor], dict[str, torch.Tensor]]
+        self, forward: Callable[[np.ndarray], dict[str, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
-        """What `forward` gives of ids (B, T) as (B, T, C), for all texts: (N, width, C) by name."""
+        """What `forward` gives of B texts as (B, T, C), for all texts: (N, width, C) by name."""
         whole: dict[str, torch.Tensor] = {}
 
         def keep(batch: np.ndarray) -> None:
-            ids = self._rows(batch)
-            rows = torch.as_tensor(batch, device=ids.device)
-            for name, values in forward(ids).items():
+            rows = torch.as_tensor(batch, device=self.ids.device)
+            for name, values in forward(batch).items():
                 if name not in whole:
                     whole[name] = values.new_zeros(len(self), self.width, values.shape[2])
-                whole[name][rows, : ids.shape[1]] = values
+                whole[name][rows, : values.shape[1]] = values
 
         self._map(np.arange(len(self)), keep)
         return whole

@@ -6,6 +6,7 @@ concept's words are the business of one pole and nothing above saturates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from conceptvec.runfolder import Arrays
 from conceptvec.text import plain
 from conceptvec.validation.measure import (
     CLEAN,
+    Measured,
     Request,
     Setting,
     Subject,
@@ -51,19 +53,32 @@ def word_positions(scan: Scan, rows: np.ndarray) -> np.ndarray:
     return scan.passages.starts[scan.seen.passage[rows]] + scan.seen.position[rows] - 1
 
 
-def measure_exact(subject: Subject, scan: Scan, setting: Setting) -> Arrays:
-    """Zero and mean ablation of one neuron on the words of its concept."""
-    rows = word_rows(scan, subject.concept)
+def measure_exact(subjects: Sequence[Subject], scan: Scan, setting: Setting) -> Arrays:
+    """Zero and mean ablation of some neurons on the words of their concept, which is one."""
+    (concept,) = {subject.concept for subject in subjects}
+    rows = word_rows(scan, concept)
     clean = scan.seen.log_p[rows].astype(float) if clean_repeats(scan.model.dtype) else None
-    request = Request(subject, word_positions(scan, rows), KINDS, clean)
-    return measure_unit(subject.layer, [request], setting)
+    positions = word_positions(scan, rows)
+    return measure_unit(
+        [Request(subject, positions, KINDS, clean) for subject in subjects], setting
+    )
 
 
-def exact_entry(subject: Subject, arrays: Arrays, scan: Scan) -> dict[str, float | None]:
-    """Mean effects over distinct words, as the scan takes them."""
-    positions = word_positions(scan, word_rows(scan, subject.concept))
-    request = Request(subject, positions, KINDS)
-    (measured,) = split_unit([request], arrays)
+def exact_entries(
+    subjects: Sequence[Subject], arrays: Arrays, scan: Scan
+) -> list[dict[str, float | None]]:
+    """Mean effects over distinct words, as the scan takes them, of each of the subjects."""
+    positions = word_positions(scan, word_rows(scan, subjects[0].concept))
+    requests = [Request(subject, positions, KINDS) for subject in subjects]
+    return [
+        _entry(subject, measured, positions, scan)
+        for subject, measured in zip(subjects, split_unit(requests, arrays), strict=True)
+    ]
+
+
+def _entry(
+    subject: Subject, measured: Measured, positions: np.ndarray, scan: Scan
+) -> dict[str, float | None]:
     words = scan.text.words.token_word[scan.passages.ids[positions + 1]]
     numbers, which = np.unique(words, return_inverse=True)
     count = np.bincount(which)

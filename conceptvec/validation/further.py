@@ -18,7 +18,7 @@ from conceptvec.runfolder import Arrays, Parts, Task, part_name
 from conceptvec.streams import rng
 from conceptvec.validation import sets
 from conceptvec.validation.evidence import Tested
-from conceptvec.validation.exact import concepts_with_words, exact_entry, measure_exact
+from conceptvec.validation.exact import concepts_with_words, exact_entries, measure_exact
 from conceptvec.validation.measure import Setting, Subject
 from conceptvec.validation.positions import Field
 from conceptvec.validation.transfer import (
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from conceptvec.effects.scan_record import Scan
 
 REPEATED_VALIDATED, REPEATED_OTHERS = 60, 20  # candidates measured exactly, at most
+REPEATED_TOGETHER = 4  # of one concept
 SHOWN_TEXTS = 12  # validated vectors whose continuations are written
 
 
@@ -100,17 +101,32 @@ def _exact(
     stream = rng(run.config.seed, "repeated exactly")
     drawn = stream.permutation(len(others))[:REPEATED_OTHERS]
     subjects = [item.subject for item in [*validated, *(others[i] for i in sorted(drawn))]]
-    subjects.sort(key=lambda subject: (subject.layer, subject.key))
-    done = _map(
-        run,
-        "exact",
-        subjects,
-        lambda subject: measure_exact(subject, run.scan, run.setting),
-    )
+    subjects.sort(key=lambda subject: (subject.concept, subject.layer, subject.key))
+
+    # A few vectors of a concept are one part: they share its words, and the layers below them. The
+    # largest parts come first, so that processes have equal shares.
+    of_concepts = [[s for s in subjects if s.concept == concept] for concept in sorted(present)]
+    units = [
+        of_concept[start : start + REPEATED_TOGETHER]
+        for of_concept in of_concepts
+        for start in range(0, len(of_concept), REPEATED_TOGETHER)
+    ]
+    units.sort(key=len, reverse=True)
+    tasks = [_exact_task(run, unit) for unit in units]
+    done = run.parts.map(tasks, "Stage 3: exact", "part") if tasks else []
     return {
-        subject.key: exact_entry(subject, arrays, run.scan)
-        for subject, arrays in zip(subjects, done, strict=True)
+        subject.key: entry
+        for unit, arrays in zip(units, done, strict=True)
+        for subject, entry in zip(unit, exact_entries(unit, arrays, run.scan), strict=True)
     }
+
+
+def _exact_task(run: Run, subjects: Sequence[Subject]) -> Task:
+    """The part of a few vectors of one concept."""
+    keys = [subject.key for subject in subjects]
+    stem = f"validation/exact_{subjects[0].concept:02d}"
+    name = part_name(stem, keys, run.scan.passages.digest)
+    return name, lambda: measure_exact(subjects, run.scan, run.setting)
 
 
 def _transfer(
@@ -163,13 +179,21 @@ def _continuations(run: Run, validated: Sequence[Tested]) -> dict[str, list[dict
     ][:SHOWN_TEXTS]
     strongest = {item.subject.key: int(item.positions.of_concept[0]) for item in in_turn}
 
-    def write(subject: Subject) -> Arrays:
+    def task(subject: Subject) -> Task:
         ids = list(run.setting.text(strongest[subject.key]).ids)[:-1]
-        text = sets.continuations(subject, ids, run.setting, run.scan.decode)
-        return {"continuations_json": [text]}
+        name = part_name(
+            f"validation/continuation_{subject.id}", subject.key, run.scan.passages.digest
+        )
+
+        def write() -> Arrays:
+            text = sets.continuations(subject, ids, run.setting, run.scan.decode)
+            return {"continuations_json": [text]}
+
+        return name, write
 
     subjects = [item.subject for item in in_turn]
-    done = _map(run, "continuation", subjects, write)
+    tasks = [task(subject) for subject in subjects]
+    done = run.parts.map(tasks, "Stage 3: continuation", "vector") if tasks else []
     return {
         subject.key: arrays["continuations_json"]
         for subject, arrays in zip(subjects, done, strict=True)
@@ -206,19 +230,3 @@ def _set_task(
     run: Run, members: Sequence[Sequence[sets.Place]], of_concept: np.ndarray, others: np.ndarray
 ) -> Callable[[], Arrays]:
     return lambda: sets.measure_sets(members, of_concept, others, run.setting)
-
-
-def _map(
-    run: Run, what: str, subjects: Sequence[Subject], measure: Callable[[Subject], Arrays]
-) -> list[Arrays]:
-    """One part for each subject."""
-
-    def task(subject: Subject) -> Task:
-        digest = run.scan.passages.digest
-        return (
-            part_name(f"validation/{what}_{subject.id}", subject.key, digest),
-            lambda: measure(subject),
-        )
-
-    tasks = [task(subject) for subject in subjects]
-    return run.parts.map(tasks, f"Stage 3: {what}", "vector") if tasks else []

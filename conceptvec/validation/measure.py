@@ -4,22 +4,23 @@ A `Subject` is a value vector under a neuron's firing, with the concept that it 
 candidate both are the neuron's own; a moved vector stands in another neuron's column. Its damages
 are compared with its baseline, which for a candidate is the model as it is.
 
-A unit is always the same few subjects of one layer, measured in batches of its own and kept as one
-part, so that results depend neither on where a run was interrupted nor on how many processes ran.
+A unit is always the same few subjects, measured in batches of its own and kept as one part, so that
+results depend neither on where a run was interrupted nor on how many processes ran. It computes the
+layers below its damages once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from conceptvec.runfolder import Arrays
 from conceptvec.validation.damage import Damage, Damager
-from conceptvec.validation.engine import Engine, Text
+from conceptvec.validation.engine import Engine, State, Text
 from conceptvec.validation.replay import Replay
 
 if TYPE_CHECKING:
@@ -218,8 +219,8 @@ def damages(subject: Subject, kind: str, setting: Setting) -> list[Damage]:
     ]
 
 
-def measure_unit(layer: int, requests: Sequence[Request], setting: Setting) -> Arrays:
-    """Measure some subjects of a layer, all rows in shared batches.
+def measure_unit(requests: Sequence[Request], setting: Setting) -> Arrays:
+    """Measure some subjects, those of a layer in shared batches.
 
     Returns:
         ``log_p.KIND``, the requests' positions one after the other (all kinds that any request
@@ -229,31 +230,56 @@ def measure_unit(layer: int, requests: Sequence[Request], setting: Setting) -> A
     wanted = np.unique(np.concatenate([request.positions for request in requests]))
     texts = [setting.text(int(position)) for position in wanted]
     engine = Engine(setting.model, texts, setting.batch_size, setting.replay)
-    neurons = sorted({request.subject.neuron for request in requests})
-    state = engine.state(layer, neurons)
+    texts_of = [np.searchsorted(wanted, request.positions) for request in requests]
 
-    # One row per damage and text; `damage_of` says what the rows of each damage belong to.
-    all_damages: list[Damage] = []
-    pairs: list[np.ndarray] = []
-    damage_of: list[tuple[int, str]] = []
+    # The clean state is carried up from layer to layer; at each its subjects are damaged.
+    rows: list[_Rows] = []
+    cost = np.zeros(2)
+    state = None
+    for layer in sorted({request.subject.layer for request in requests}):
+        members = [i for i, request in enumerate(requests) if request.subject.layer == layer]
+        neurons = sorted({requests[i].subject.neuron for i in members})
+        state = engine.state(layer, neurons, state)
+        of_layer = _damaged(
+            engine, state, [(i, requests[i], texts_of[i]) for i in members], setting
+        )
+        n_rows = sum(len(row.values) for row in of_layer)
+        cost += engine.cost(layer, range(len(engine))) * n_rows / max(len(engine), 1)
+        rows += of_layer
+
     for index, request in enumerate(requests):
-        texts_of = np.searchsorted(wanted, request.positions)
+        if request.clean is not None:
+            rows.append(_Rows(index, CLEAN, request.clean))
+    return _gathered(requests, rows) | {"cost": cost}
+
+
+class _Rows(NamedTuple):
+    """Log-probabilities at a request's positions under one draw of a kind of damage."""
+
+    request: int
+    kind: str
+    values: np.ndarray
+
+
+def _damaged(
+    engine: Engine,
+    state: State,
+    members: Sequence[tuple[int, Request, np.ndarray]],
+    setting: Setting,
+) -> list[_Rows]:
+    """All damages of a layer's requests; `members`: their numbers, they, and their texts."""
+    all_damages: list[Damage] = []
+    pairs: list[np.ndarray] = []  # of each damage, with the texts that it is measured on
+    damage_of: list[tuple[int, str]] = []
+    for index, request, texts in members:
         for kind in _measured_kinds(request):
-            of_kind = _of_kind(request.subject, kind, setting)
-            for damage in of_kind:
-                pairs.append(np.stack(np.broadcast_arrays(len(all_damages), texts_of), 1))
+            for damage in _of_kind(request.subject, kind, setting):
+                pairs.append(np.stack(np.broadcast_arrays(len(all_damages), texts), 1))
                 all_damages.append(damage)
                 damage_of.append((index, kind))
     log_p = engine.measure(state, all_damages, np.concatenate(pairs)).log_p
-
-    rows = np.split(log_p, np.cumsum([len(part) for part in pairs])[:-1])
-    for index, request in enumerate(requests):
-        if request.clean is not None:
-            damage_of.append((index, CLEAN))
-            rows.append(request.clean)
-    return _gathered(requests, damage_of, rows) | {
-        "cost": engine.cost(layer, range(len(engine)), 1) * len(log_p) / max(len(engine), 1)
-    }
+    values = np.split(log_p, np.cumsum([len(part) for part in pairs])[:-1])
+    return [_Rows(*of, part) for of, part in zip(damage_of, values, strict=True)]
 
 
 def _measured_kinds(request: Request) -> list[str]:
@@ -264,19 +290,17 @@ def _of_kind(subject: Subject, kind: str, setting: Setting) -> list[Damage]:
     return [baseline(subject, setting)] if kind == CLEAN else damages(subject, kind, setting)
 
 
-def _gathered(
-    requests: Sequence[Request], damage_of: Sequence[tuple[int, str]], rows: Sequence[np.ndarray]
-) -> Arrays:
+def _gathered(requests: Sequence[Request], rows: Sequence[_Rows]) -> Arrays:
     """Log-probabilities averaged over the draws of a kind, request after request."""
     sizes = [len(request.positions) for request in requests]
     begins = np.cumsum([0, *sizes])
-    kinds = list(dict.fromkeys(kind for _, kind in damage_of))
+    kinds = list(dict.fromkeys(row.kind for row in rows))
     total = {kind: np.zeros(begins[-1]) for kind in kinds}
     draws = {kind: np.zeros(begins[-1]) for kind in kinds}
-    for (index, kind), values in zip(damage_of, rows, strict=True):
-        span = slice(begins[index], begins[index + 1])
-        total[kind][span] += values
-        draws[kind][span] += 1
+    for row in rows:
+        span = slice(begins[row.request], begins[row.request + 1])
+        total[row.kind][span] += row.values
+        draws[row.kind][span] += 1
     with np.errstate(invalid="ignore", divide="ignore"):
         means = {kind: total[kind] / draws[kind] for kind in kinds}  # NaN where not wanted
     return {f"log_p.{kind}": means[kind] for kind in kinds}

@@ -1,8 +1,8 @@
 """Where the subjects are damaged: the scan's text as a field, and each subject's positions in it.
 
 A clean pass gives the activations of the subjects' neurons at every token, as many layers at a time
-as memory allows; `positions` chooses by them. What it chose for a layer is one part of the run: a
-process makes the pass only where such a part is missing.
+as memory allows; `positions` chooses by them. What it chose for a layer is one part of the run: the
+pass is made only where such a part is missing.
 """
 
 from __future__ import annotations
@@ -88,52 +88,38 @@ def place(
         layer: sorted({item.subject.neuron for item in wanted})
         for layer, wanted in wanted_of.items()
     }
-    passes = _Passes(scan, neurons)
+    known = _seen_log_p(scan)
 
-    def task(layer: int, wanted: Sequence[Placed]) -> Task:
+    def task(layer: int, clean: CleanPass | None) -> Task:
+        wanted = wanted_of[layer]
         about = [(item.subject.key, item.used) for item in wanted]
         digest, with_log_p = scan.passages.digest, clean_repeats(scan.model.dtype)
         name = part_name(f"validation/placed_L{layer:02d}", about, digest, with_log_p)
-        return name, lambda: _chosen(wanted, text, seed, passes.of(layer), scan)
 
-    tasks = [task(layer, wanted) for layer, wanted in wanted_of.items()]
-    done = parts.map(tasks, "Stage 3: positions", "layer") if tasks else []
-    for (layer, wanted), arrays in zip(wanted_of.items(), done, strict=True):
-        for index, item in zip(of_layer[layer], _read(wanted, arrays, scan.model), strict=True):
-            placed[index] = item
+        def choose() -> Arrays:
+            assert clean is not None  # it is made where any part is missing
+            clean.know_only(*known)  # so a part does not depend on those that were chosen before
+            return _chosen(wanted, text, seed, clean, scan)
+
+        return name, choose
+
+    for group in _layer_groups(neurons, len(scan.passages.ids)):
+        # The pass is made by all processes together, where any of them misses a part.
+        is_missing = any(parts.load(task(layer, None)[0]) is None for layer in group)
+        clean = None
+        if any(parts.gathered(is_missing)):
+            of_group = {layer: neurons[layer] for layer in group}
+            clean = CleanPass(scan.model, scan.passages, of_group, parts)
+        tasks = [task(layer, clean) for layer in group]
+        done = parts.map(tasks, "Stage 3: positions", "layer")
+        for layer, arrays in zip(group, done, strict=True):
+            read = _read(wanted_of[layer], arrays, scan.model)
+            for index, item in zip(of_layer[layer], read, strict=True):
+                placed[index] = item
     return placed
 
 
-class _Passes:
-    """Clean passes, each over as many layers as memory allows, made where one is asked for.
-
-    Args:
-        scan: text and model.
-        neurons: layer → neurons whose activations are wanted.
-    """
-
-    def __init__(self, scan: Scan, neurons: dict[int, list[int]]) -> None:
-        self.scan, self.neurons = scan, neurons
-        self.groups = _layer_groups(neurons, len(scan.passages.ids))
-        self.known_log_p = _seen_log_p(scan)
-        self._made: tuple[set[int], CleanPass] | None = None  # one at a time is held
-
-    def of(self, layer: int) -> CleanPass:
-        """The pass over a layer's group, knowing no log-probabilities but the scan's.
-
-        So a layer's part does not depend on the layers that this process chose for before.
-        """
-        if self._made is None or layer not in self._made[0]:
-            self._made = None
-            group = next(group for group in self.groups if layer in group)
-            neurons = {number: self.neurons[number] for number in sorted(group)}
-            self._made = group, CleanPass(self.scan.model, self.scan.passages, neurons)
-        clean = self._made[1]
-        clean.know_only(*self.known_log_p)
-        return clean
-
-
-def _layer_groups(neurons: dict[int, list[int]], tokens: int) -> list[set[int]]:
+def _layer_groups(neurons: dict[int, list[int]], tokens: int) -> list[list[int]]:
     """The layers in groups whose neurons' activations fit into `ACTIVATION_BYTES` together.
 
     Args:
@@ -141,14 +127,14 @@ def _layer_groups(neurons: dict[int, list[int]], tokens: int) -> list[set[int]]:
         tokens: of the text.
     """
     per_neuron = 5 * tokens  # an activation and a sign
-    groups: list[set[int]] = []
+    groups: list[list[int]] = []
     room = 0
     for layer in sorted(neurons):
         size = len(neurons[layer]) * per_neuron
         if not groups or size > room:
-            groups.append(set())
+            groups.append([])
             room = ACTIVATION_BYTES
-        groups[-1].add(layer)
+        groups[-1].append(layer)
         room -= size
     return groups
 

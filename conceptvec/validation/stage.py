@@ -255,7 +255,7 @@ def _part(unit: Sequence[Request], number: int) -> str:
 
 
 def _task(run: Run, unit: Sequence[Request]) -> Callable[[], Arrays]:
-    return lambda: measure_unit(unit[0].subject.layer, unit, run.setting)
+    return lambda: measure_unit(unit, run.setting)
 
 
 def _judged(run: Run, placed: Placed, measured: Measured | None) -> Tested:

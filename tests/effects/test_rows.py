@@ -57,6 +57,17 @@ def test_a_part_chooses_as_the_whole_does(found: list, size: int) -> None:
     assert np.array_equal(np.concatenate(pieces), whole)
 
 
+@given(st.integers(0, 100), st.integers(1, 30))
+@settings(max_examples=100, deadline=None)
+def test_parts_are_equal_and_two_processes_have_equal_shares(passages: int, most: int) -> None:
+    parts = list(rows.parts_of(passages, most))
+    assert np.concatenate([*parts, [0][:0]]).tolist() == list(range(passages))
+    sizes = [len(part) for part in parts]
+    assert all(1 <= size <= most for size in sizes)
+    assert max(sizes, default=0) - min(sizes, default=0) <= 1
+    assert len(parts) < 2 or len(parts) % 2 == 0 or len(parts) == passages
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3)), min_size=1, max_size=30),
     st.integers(1, 200),

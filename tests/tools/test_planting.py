@@ -247,7 +247,7 @@ def test_norms_make_plants_worth_what_they_should_be(family: str, tiny_of) -> No
             Request(Subject("planted", "", LAYER, i, 1, i, i), at, (CLEAN, "zero"))
             for i, at in enumerate(own)
         ]
-        measured = split_unit(requests, measure_unit(LAYER, requests, setting))
+        measured = split_unit(requests, measure_unit(requests, setting))
     for item, target in zip(measured, (0.1, 0.3), strict=True):
         assert item.drops("zero", item.clean.positions).mean() == pytest.approx(target, rel=0.3)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def test_units_equal_edits_of_the_weights(subject: Subject, tiny) -> None:
     vectors = tiny.value_vectors(LAYER).clone()
     vector = vectors[subject.source] * subject.source_sign
     requests = [Request(subject, POSITIONS, (CLEAN, "zero", "rotate"))]
-    (measured,) = split_unit(requests, measure_unit(LAYER, requests, setting))
+    (measured,) = split_unit(requests, measure_unit(requests, setting))
 
     clean = expected(setting, subject, vector)
     assert np.abs(measured.clean.values - clean).max() < 1e-5
@@ -85,11 +87,11 @@ def test_every_kind_is_right_in_every_place(first: str, tiny) -> None:
     setting = setting_of(tiny)
     kinds = (CLEAN, first, *(kind for kind in KINDS if kind != first))
     requests = [Request(own(5), POSITIONS, kinds)]
-    (together,) = split_unit(requests, measure_unit(LAYER, requests, setting))
+    (together,) = split_unit(requests, measure_unit(requests, setting))
     assert together.primary == first
     for kind in KINDS:
         alone_requests = [Request(own(5), POSITIONS, (kind,))]
-        (alone,) = split_unit(alone_requests, measure_unit(LAYER, alone_requests, setting))
+        (alone,) = split_unit(alone_requests, measure_unit(alone_requests, setting))
         assert np.abs(together.log_p[kind].values - alone.log_p[kind].values).max() < 1e-5
 
 
@@ -97,7 +99,7 @@ def test_draws_are_averaged(tiny) -> None:
     setting = setting_of(tiny)
     vector = tiny.value_vectors(LAYER)[5].clone()
     requests = [Request(own(5), POSITIONS, ("noise",))]
-    (measured,) = split_unit(requests, measure_unit(LAYER, requests, setting))
+    (measured,) = split_unit(requests, measure_unit(requests, setting))
     each = [
         expected(setting, own(5), vector + damage.direction)
         for damage in setting.damager("noise", vector, (LAYER, 5))
@@ -112,14 +114,50 @@ def test_batches_and_company_change_nothing(tiny) -> None:
         Request(own(5), POSITIONS[:3], (CLEAN, "zero", "rotate")),
         Request(MOVED, POSITIONS[1:], (CLEAN, "zero")),
     ]
-    together = split_unit(requests, measure_unit(LAYER, requests, setting_of(tiny, 50)))
+    together = split_unit(requests, measure_unit(requests, setting_of(tiny, 50)))
     for request, measured in zip(requests, together, strict=True):
-        unit = measure_unit(LAYER, [request], setting_of(tiny, 1))
+        unit = measure_unit([request], setting_of(tiny, 1))
         (alone,) = split_unit([request], unit)
         for kind in request.kinds:
             difference = alone.log_p[kind].values - measured.log_p[kind].values
             assert np.abs(difference).max() < 1e-5
         assert tuple(measured.log_p) == request.kinds
+
+
+def test_subjects_of_several_layers_are_measured_as_each_alone(tiny_of) -> None:
+    """The clean state is carried up from layer to layer: in every family, from its own norms on."""
+    for family in ("gemma3", "gemma2", "llama", "qwen3"):
+        setting = replace(setting_of(tiny_of(family)), means={0: MEANS[1], 3: 2 * MEANS[1]})
+        requests = [
+            Request(replace(own(neuron), layer=layer), POSITIONS, (CLEAN, "zero", "mean"))
+            for layer, neuron in ((3, 2), (0, 5), (3, 7))
+        ]
+        unit = measure_unit(requests, setting)
+        units = [measure_unit([request], setting) for request in requests]
+        together = split_unit(requests, unit)
+        for request, measured, alone_unit in zip(requests, together, units, strict=True):
+            (alone,) = split_unit([request], alone_unit)
+            for kind in request.kinds:
+                difference = alone.log_p[kind].values - measured.log_p[kind].values
+                assert np.abs(difference).max() < 1e-5
+            assert np.abs(alone.drops("zero", POSITIONS)).max() > 1e-4
+        assert np.allclose(unit["cost"], sum(one["cost"] for one in units))
+
+
+def test_layers_below_a_unit_are_computed_once(tiny) -> None:
+    """The lowest layer runs on each text once, however many layers have a subject."""
+    setting = replace(setting_of(tiny, 50), means=dict.fromkeys(range(4), MEANS[1]))
+    requests = [
+        Request(replace(own(3), layer=layer), POSITIONS, ("zero",)) for layer in range(1, 4)
+    ]
+    measure_unit(requests, setting)  # the replay learns the widths, by passes of its own
+    rows = []
+    handle = tiny.layers[0].register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    try:
+        measure_unit(requests, setting)
+    finally:
+        handle.remove()
+    assert sum(rows) == len(POSITIONS)
 
 
 def test_known_clean_values_take_the_place_of_rows(tiny) -> None:
@@ -128,7 +166,7 @@ def test_known_clean_values_take_the_place_of_rows(tiny) -> None:
     kinds = (CLEAN, "zero")
     plain = [Request(own(5), POSITIONS, kinds), Request(MOVED, POSITIONS, kinds)]
     saved = [Request(own(5), POSITIONS, kinds, known), plain[1]]
-    before, after = (measure_unit(LAYER, requests, setting_of(tiny)) for requests in (plain, saved))
+    before, after = (measure_unit(requests, setting_of(tiny)) for requests in (plain, saved))
     assert (after["cost"] * 4 == before["cost"] * 3).all()  # three of the four kinds of rows
     one, moved = split_unit(saved, after)
     assert tuple(one.log_p) == kinds and one.primary == "zero"
@@ -144,13 +182,13 @@ def test_a_second_measurement_covers_the_positions_that_it_was_made_for(tiny) ->
     """Its drops are those of one measurement of all kinds at all positions."""
     setting, few = setting_of(tiny), POSITIONS[[2, 0]]
     whole_request = Request(own(5), POSITIONS, (CLEAN, "zero", "rotate"))
-    (whole,) = split_unit([whole_request], measure_unit(LAYER, [whole_request], setting))
+    (whole,) = split_unit([whole_request], measure_unit([whole_request], setting))
     parts = []
     for request in (
         Request(own(5), POSITIONS, (CLEAN, "zero")),
         Request(own(5), few, ("rotate",)),
     ):
-        parts += split_unit([request], measure_unit(LAYER, [request], setting))
+        parts += split_unit([request], measure_unit([request], setting))
     both = parts[0].with_kinds(parts[1])
     assert both.primary == "zero" and tuple(both.damaged) == ("zero", "rotate")
     assert np.abs(both.drops("rotate", few) - whole.drops("rotate", few)).max() < 1e-5

@@ -171,9 +171,9 @@ def test_clean_values_are_the_models_at_their_own_positions(
     """Of every subject of a layer, whatever stands beside it: used or not, candidate or control."""
     requests, unit = [], stage.measure_unit
 
-    def recorded(layer, of_unit, setting):
+    def recorded(of_unit, setting):
         requests.extend((request, setting) for request in of_unit)
-        return unit(layer, of_unit, setting)
+        return unit(of_unit, setting)
 
     monkeypatch.setattr(stage, "measure_unit", recorded)
     _, placed = placed_in(tmp_path, monkeypatch)
@@ -214,11 +214,11 @@ def test_interrupted_stage_3_resumes_to_the_identical_result(
     shutil.rmtree(tmp_path / "run")
     measured, unit = [], stage.measure_unit
 
-    def interrupted(layer, requests, setting):
+    def interrupted(requests, setting):
         if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append([request.subject.key for request in requests])
-        return unit(layer, requests, setting)
+        return unit(requests, setting)
 
     monkeypatch.setattr(stage, "measure_unit", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -229,9 +229,9 @@ def test_interrupted_stage_3_resumes_to_the_identical_result(
 
     again = []
 
-    def counted(layer, requests, setting):
+    def counted(requests, setting):
         again.append([request.subject.key for request in requests])
-        return unit(layer, requests, setting)
+        return unit(requests, setting)
 
     monkeypatch.setattr(stage, "measure_unit", counted)
     resumed = run(tmp_path, planted=True, score_threshold=0.05)
