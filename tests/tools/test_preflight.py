@@ -53,10 +53,10 @@ def test_the_plan_of_the_demo(out: Path) -> None:
     [(Shape(18, 640, 2048, 262144), 111_000, 153), (Shape(4, 96, 40, 4096), 41_000, 10)],
     ids=["270M", "demo"],
 )
-def test_a_fast_gpu_waits_for_its_host(
+def test_what_is_no_product_takes_its_time(
     shape: Shape, tokens: int, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where arithmetic takes no time, what an H100's two runs took remains; a CPU waits for none."""
+    """Where arithmetic takes none, what an H100's two runs took remains, on a CPU as well."""
     monkeypatch.setattr(estimates, "_speed", lambda *about: float("inf"))
     monkeypatch.setattr(estimates, "preselection", lambda device: torch.float32)
     config = Config(corpus_tokens=tokens, max_vectors=None)
@@ -70,7 +70,7 @@ def test_a_fast_gpu_waits_for_its_host(
     assert low < seconds < high
     config = replace(config, layers="0")  # text and scan go through all layers all the same
     assert of("cuda") == (low, high)
-    assert of("cpu") == (0, 0)
+    assert of("cpu") == (low, high)
 
 
 def test_a_run_times_nothing_before_it_begins(out: Path, monkeypatch) -> None:
