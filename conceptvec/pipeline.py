@@ -162,7 +162,8 @@ def results_path(folder: Path, device: str) -> Path:
 def processes() -> Any:
     """The other processes of a `torchrun` or `accelerate launch`, or None where this one is alone.
 
-    They share files and wait for each other, nothing more, so gloo does on every device.
+    They share files, and arrays of the host that each has read of the clean pass, so gloo does on
+    every device.
     """
     rank, world, _ = place()
     if world < 2:

@@ -104,6 +104,13 @@ class Parts:
         """What each process has in this place, by its rank; all of them must come here."""
         return [value]
 
+    def shared(self, values: np.ndarray, rank: int) -> np.ndarray:  # noqa: ARG002
+        """The values of one process, in all of them.
+
+        The others give an array of the same shape and type, which takes them up.
+        """
+        return values
+
     def load(self, name: str) -> Arrays | None:  # noqa: ARG002
         """The part, if it is there and sound."""
         return None
@@ -209,11 +216,25 @@ class RunFolder(Parts):
             return [value]
         from torch import distributed
 
-        values: list[Any] = [value] * self.world
-        if distributed.is_initialized():
-            self.barrier()
-            gather: Any = distributed
-            self._with_all(lambda: gather.all_gather_object(values, value))
+        values: list[Any] = [None] * self.world
+        gather: Any = distributed
+        self._with_all(lambda: gather.all_gather_object(values, value))
+        return values
+
+    def shared(self, values: np.ndarray, rank: int) -> np.ndarray:
+        """The values of one process, in all of them.
+
+        Raises:
+            RunError: one of them was lost, or did not arrive in time.
+        """
+        if self.world > 1 and values.size:
+            import torch
+
+            whole: Any = np.ascontiguousarray(values)
+            of_bytes = torch.as_tensor(whole.reshape(-1).view(np.uint8))  # not every type is sent
+            send: Any = torch.distributed.broadcast
+            self._with_all(lambda: send(of_bytes, rank))
+            return whole
         return values
 
     def _keep_concepts(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -76,6 +77,19 @@ def test_a_lost_process_is_an_error_and_a_resume(tiny_run, alone, tmp_path) -> N
     assert (tmp_path / "run" / "manifest.rank1.json").exists()
     assert main(argv) == 0  # one process takes over what two have begun
     assert lasting(tmp_path / "run") == lasting(alone)
+
+
+def test_positions_of_a_layer_that_is_lost_are_chosen_again_by_all(
+    tiny_run, alone, tmp_path
+) -> None:
+    """One of the processes misses a part of its share; the clean pass takes both."""
+    folder = tmp_path / "run"
+    shutil.copytree(alone, folder)
+    for lost in (*folder.glob("validation/placed_L02*"), *folder.glob("*_results_*.json")):
+        lost.unlink()
+    assert start_all([*tiny_run, "--out", str(folder)], tmp_path, world(2)) == [0, 0]
+    assert lasting(folder) == lasting(alone)
+    assert parts(folder) == parts(alone)
 
 
 def test_a_bad_request_ends_all_processes(tiny_run, tmp_path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -208,4 +210,31 @@ def test_a_finished_choice_of_positions_is_not_made_again(
     (again / "concept_vector_results_cpu.json").unlink()
     assert main(argv) == 0
     assert len(passes) == 1
+    assert lasting(again) == lasting(finished)
+
+
+def test_where_memory_is_short_layers_get_a_clean_pass_each(
+    again, tiny_run, finished, monkeypatch
+) -> None:
+    """One pass is held at a time, and the positions are those of one pass for all layers."""
+    from conceptvec.validation import placement
+
+    held: list[weakref.ref[placement.CleanPass]] = []
+    alive: list[int] = []
+    made = placement.CleanPass
+
+    def counted(*args) -> placement.CleanPass:
+        gc.collect()
+        alive.append(sum(one() is not None for one in held))
+        clean = made(*args)
+        held.append(weakref.ref(clean))
+        return clean
+
+    monkeypatch.setattr(placement, "CleanPass", counted)
+    monkeypatch.setattr(placement, "ACTIVATION_BYTES", 1)
+    shutil.rmtree(again / "validation")
+    (again / "concept_vector_results_cpu.json").unlink()
+    assert main([*tiny_run, "--out", str(again)]) == 0
+    assert len(held) == len(list((again / "validation").glob("placed_*"))) > 1
+    assert alive == [0] * len(held)
     assert lasting(again) == lasting(finished)

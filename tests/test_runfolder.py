@@ -19,6 +19,12 @@ LAYER = "projections/layer_00.safetensors"
 ARRAYS = {"x": np.ones(3)}
 
 
+@pytest.fixture(autouse=True)
+def others_ask_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are no other processes here: what they have is what this one has."""
+    monkeypatch.setattr(RunFolder, "gathered", lambda self, value: [value] * self.world)
+
+
 class Processes:
     """What accelerate says of several processes, here of one that is alone."""
 

@@ -118,7 +118,7 @@ def batch_from(
 def parts_of(n_passages: int, most: int) -> Iterator[np.ndarray]:
     """The numbers of the passages of every part, as many in each, at most `most`.
 
-    Several parts are an even number, so that two processes have equal shares.
+    Several parts are an even number where it can be, so that two processes have equal shares.
     """
     count = math.ceil(n_passages / most)
     if count > 1:

@@ -175,7 +175,7 @@ def scan_text(
     about = (text.passages.digest, tuple(layers), [pole.id for pole in poles])
     tasks: list[Task] = [
         (
-            part_name(f"scan/part_{i:03d}", about, len(numbers)),
+            part_name(f"scan/part_{i:03d}", about, int(numbers[0]), len(numbers)),
             _part(text, gradients, targets, numbers),
         )
         for i, numbers in enumerate(rows.parts_of(len(text.passages), PASSAGES_A_PART))

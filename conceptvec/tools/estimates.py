@@ -18,6 +18,7 @@ from transformers import AutoConfig
 
 from conceptvec.config import Config, parse_layers
 from conceptvec.effects.coverage import tokens_of_run
+from conceptvec.effects.rows import parts_of
 from conceptvec.effects.sampling import proposes
 from conceptvec.effects.stage import PASSAGES_A_PART
 from conceptvec.errors import RequestError
@@ -40,9 +41,9 @@ FULL_TEXTS, EXAMPLES = 160, 8  # texts of such a vector, and of any other candid
 REPEATED, REPEATED_TEXTS = 80, 110  # candidates and texts of the exact repeats
 # Passes of these three kinds of texts through all layers; half a pass more where clean rows are
 # measured beside the damaged ones (`measure.clean_repeats`).
-FULL_PASSES, EXAMPLE_PASSES, REPEAT_PASSES, CLEAN_PASSES = 1.5, 1.0, 1.5, 0.5
-# What Stage 3 takes for each second of its matrix products: on two cores at 91 GFLOP/s each Gemma 3
-# 270M with 250 neurons a layer took 35 minutes.
+FULL_PASSES, EXAMPLE_PASSES, REPEAT_PASSES, CLEAN_PASSES = 1.5, 1.0, 1.2, 0.5
+# What the products of Stage 3 take in a run, for each second at the speed that is timed here: on
+# two cores at 91 GFLOP/s each Gemma 3 270M with 250 neurons a layer took 35 minutes in all.
 BESIDE_PRODUCTS = 1.1
 SETS, SET_TEXTS = 240, 32  # sets damaged together, and texts of each
 # Seconds beside the products per token of text and layer, all stages together: with an H100, whose
@@ -189,7 +190,7 @@ def _text_tokens(config: Config, shape: Shape, device: str) -> int:
 def _disk(config: Config, shape: Shape, work: Work) -> int:
     if 3 not in config.stages:
         return _kept(config, work, shape)
-    parts = work.text_tokens / PASSAGE_TOKENS / PASSAGES_A_PART
+    parts = sum(1 for _ in parts_of(work.text_tokens // PASSAGE_TOKENS, PASSAGES_A_PART))
     sums = SUMS * WORDS / 2 * work.layers * shape.intermediate_size * max(parts, 1)
     return _kept(config, work, shape) + int(sums) + RESULTS
 

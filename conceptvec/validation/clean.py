@@ -1,6 +1,7 @@
 """The clean pass of Stage 3: activations of some neurons at every token of a text, and log p.
 
-Memory: 5 bytes per neuron and token, and one state (H,) per token in the model's precision.
+Memory: 5 bytes per neuron and token, and one state (H,) per token in the model's precision; where
+several processes share the pass, for a moment the states of a process's share once more.
 """
 
 from __future__ import annotations
@@ -98,34 +99,35 @@ class CleanPass:
 
         # Every process reads a share of the batches …
         shares = [shard(batches, rank, parts.world) for rank in range(parts.world)]
-        own = shares[parts.rank]
+        read_here = shares[parts.rank]
         batch = Batch(together, "passages of a forward pass")
-        with tqdm(total=len(own), desc="Stage 3: clean pass", unit="batch", leave=False) as bar:
-            for members in own:
+        silent = parts.rank > 0
+        desc = "Stage 3: clean pass"
+        with tqdm(
+            total=len(read_here), desc=desc, unit="batch", leave=False, disable=silent
+        ) as bar:
+            for members in read_here:
                 batch.map(len(members), lambda rows, members=members: self._read(members[rows]))
                 bar.update(1)
 
-        # … and takes over what the others have read, a layer at a time.
-        tokens_of = [self._tokens(np.concatenate([order[:0], *share])) for share in shares]
-        self._exchange(parts, tokens_of)
+        # … and takes over what the others have read.
+        if parts.world > 1:
+            for rank, share in enumerate(shares):
+                self._take_over(self._places(np.concatenate([order[:0], *share])), rank, parts)
 
-    def _tokens(self, members: np.ndarray) -> np.ndarray:
-        """The tokens of some passages, one passage after the other: int64 (n,)."""
+    def _places(self, members: np.ndarray) -> np.ndarray:
+        """The places of some passages' tokens in the text, passage after passage: int64 (n,)."""
         starts, lengths = self.passages.starts[members], self.passages.lengths[members]
         begins = np.cumsum(lengths) - lengths
         return np.repeat(starts - begins, lengths) + np.arange(lengths.sum())
 
-    def _exchange(self, parts: Parts, tokens_of: Sequence[np.ndarray]) -> None:
-        """Fill in what other processes have read; `tokens_of` each."""
-        if parts.world == 1:
-            return
-        read = tokens_of[parts.rank]
-        for tokens, states in zip(tokens_of, parts.gathered(self._states[read]), strict=True):
-            self._states[tokens] = states
+    def _take_over(self, places: np.ndarray, rank: int, parts: Parts) -> None:
+        """Fill in what one of the processes has read."""
+        states = self._states.view(torch.uint8).numpy()  # numpy has no bfloat16
+        states[places] = parts.shared(states[places], rank)
         for layer in self.neurons:
             for kept in (self.activations[layer], self.gates[layer]):
-                for tokens, values in zip(tokens_of, parts.gathered(kept[:, read]), strict=True):
-                    kept[:, tokens] = values
+                kept[:, places] = parts.shared(kept[:, places], rank)
 
     @torch.inference_mode()
     def _read(self, members: np.ndarray) -> None:
@@ -133,21 +135,21 @@ class CleanPass:
         texts = [self.passages.passage(int(member)) for member in members]
         ids, lengths = padded(texts, self.model.device)
         inside = (torch.arange(ids.shape[1]) < lengths.cpu()[:, None]).numpy()  # (B, T)
-        tokens = self._tokens(members)
+        places = self._places(members)
 
         def use(layer: int, a: torch.Tensor) -> None:
             values = a[..., self.neurons[layer]].float().cpu().numpy()
-            self.activations[layer][:, tokens] = values[inside].T
+            self.activations[layer][:, places] = values[inside].T
 
         def use_gates(layer: int, gate: torch.Tensor) -> None:
             signs = (gate[..., self.neurons[layer]] > 0).cpu().numpy()
-            self.gates[layer][:, tokens] = signs[inside].T
+            self.gates[layer][:, places] = signs[inside].T
 
         layers = list(self.neurons)
         with capturing(self.model, layers, use), capturing_gates(self.model, layers, use_gates):
             hidden = self._before_last_norm(ids).cpu()[torch.from_numpy(inside)]
         check_finite(hidden, self.model.n_layers - 1)
-        self._states[tokens] = hidden
+        self._states[places] = hidden
 
     def _before_last_norm(self, ids: torch.Tensor) -> torch.Tensor:
         """The residual stream before the last norm (B, T, H)."""

@@ -4,8 +4,8 @@
 2. The layers above are replayed on rows that each carry a text and a damage of their own.
 3. Only the positions that predict an answer are unembedded, and only they pass the last MLP.
 
-Memory, besides the model: three states (N, T, H) of all texts, and what `batch_size` rows need in
-one layer.
+Memory, besides the model: two states (N, T, H) of all texts, four where the walk goes on from a
+lower layer, and what `batch_size` rows need in one layer.
 """
 
 from __future__ import annotations
@@ -112,11 +112,10 @@ class Engine:
         columns = torch.as_tensor(list(neurons), dtype=torch.long, device=model.device)
         caught: dict[str, torch.Tensor] = {}
 
+        first = 0 if below is None else below.layer + 1
+
         def forward(batch: np.ndarray) -> dict[str, torch.Tensor]:
-            if below is None:
-                self.replay.run(self.replay.embed(self._rows(batch)), 0, layer + 1)
-            else:
-                self.replay.run(self._leaving(below, batch), below.layer + 1, layer + 1)
+            self.replay.run(self._entering(below, batch), first, layer + 1)
             return caught
 
         self._prepare()  # forward passes of their own, before the hooks
@@ -187,35 +186,19 @@ class Engine:
         return out
 
     @torch.inference_mode()
-    def entering(self, layer: int) -> torch.Tensor:
-        """What enters a layer on all texts: (N, T, H), zeros after a text's end."""
-
-        def forward(batch: np.ndarray) -> dict[str, torch.Tensor]:
-            return {"states": self.replay.run(self.replay.embed(self._rows(batch)), 0, layer)}
-
-        self._prepare()
-        return self._on_all_texts(forward)["states"]
-
-    @torch.inference_mode()
-    def clean(
-        self, texts: Sequence[int], first: int = 0, entering: torch.Tensor | None = None
-    ) -> Answers:
+    def clean(self, texts: Sequence[int], below: State | None = None) -> Answers:
         """The answers without damage, in nats per token, and how many tokens are likelier.
 
         Args:
             texts: which.
-            first: the layer to begin with.
-            entering: what enters it on all texts (`entering`); None begins with the embeddings.
+            below: the state at a layer, from which the walk goes on; without it, it begins with the
+                embeddings.
         """
         chosen, out = np.asarray(texts, int), _no_answers(len(texts))
+        first = 0 if below is None else below.layer + 1
 
         def forward(batch: np.ndarray) -> None:
-            ids = self._rows(chosen[batch])
-            if entering is None:
-                states = self.replay.embed(ids)
-            else:
-                rows = torch.as_tensor(chosen[batch], device=entering.device)
-                states = entering[rows, : ids.shape[1]]
+            states = self._entering(below, chosen[batch])
             answers = self._answers(states, first, chosen[batch], {}, ranked=True)
             out.log_p[batch], out.better[batch] = answers.log_p, answers.better
 
@@ -239,22 +222,24 @@ class Engine:
         self._map(chosen, forward)
         return out
 
-    def cost(self, layer: int, texts: Sequence[int] | np.ndarray, damages: int = 1) -> np.ndarray:
+    def cost(self, layer: int, texts: np.ndarray) -> np.ndarray:
         """Work of damaged rows: [layer-tokens replayed above the layer, positions unembedded]."""
-        lengths, starts = self.lengths[list(texts)], self.starts[list(texts)]
+        lengths, starts = self.lengths[texts], self.starts[texts]
         tokens = (lengths - 1).sum() * (self.model.n_layers - 1 - layer)
-        return np.array([damages * tokens, damages * (lengths - starts).sum()], np.float64)
+        return np.array([tokens, (lengths - starts).sum()], np.float64)
 
     def _prepare(self) -> None:
         for width in np.unique(self.lengths - 1):
             self.replay.prepare(int(width))
 
-    def _leaving(self, state: State, batch: np.ndarray) -> torch.Tensor:
-        """What leaves a state's layer on some texts, undamaged: (B, T, H)."""
+    def _entering(self, below: State | None, batch: np.ndarray) -> torch.Tensor:
+        """What enters the layer above a state, or the lowest one, on some texts: (B, T, H)."""
+        if below is None:
+            return self.replay.embed(self._rows(batch))
         width = int(self.lengths[batch].max()) - 1
         rows = torch.as_tensor(batch, device=self.ids.device)
-        written = self.model.mlp_written(state.layer, state.mlp[rows, :width])
-        return state.residual[rows, :width] + written
+        written = self.model.mlp_written(below.layer, below.mlp[rows, :width])
+        return below.residual[rows, :width] + written
 
     def _on_all_texts(
         self, forward: Callable[[np.ndarray], dict[str, torch.Tensor]]

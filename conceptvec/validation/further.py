@@ -104,7 +104,7 @@ def _exact(
     subjects.sort(key=lambda subject: (subject.concept, subject.layer, subject.key))
 
     # A few vectors of a concept are one part: they share its words, and the layers below them. The
-    # largest parts come first, so that processes have equal shares.
+    # largest parts come first, which makes the shares of processes about equal.
     of_concepts = [[s for s in subjects if s.concept == concept] for concept in sorted(present)]
     units = [
         of_concept[start : start + REPEATED_TOGETHER]

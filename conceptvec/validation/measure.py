@@ -243,14 +243,13 @@ def measure_unit(requests: Sequence[Request], setting: Setting) -> Arrays:
         of_layer = _damaged(
             engine, state, [(i, requests[i], texts_of[i]) for i in members], setting
         )
-        n_rows = sum(len(row.values) for row in of_layer)
-        cost += engine.cost(layer, range(len(engine))) * n_rows / max(len(engine), 1)
+        cost += engine.cost(layer, np.concatenate([texts_of[row.request] for row in of_layer]))
         rows += of_layer
 
     for index, request in enumerate(requests):
         if request.clean is not None:
             rows.append(_Rows(index, CLEAN, request.clean))
-    return _gathered(requests, rows) | {"cost": cost}
+    return _averaged(requests, rows) | {"cost": cost}
 
 
 class _Rows(NamedTuple):
@@ -290,7 +289,7 @@ def _of_kind(subject: Subject, kind: str, setting: Setting) -> list[Damage]:
     return [baseline(subject, setting)] if kind == CLEAN else damages(subject, kind, setting)
 
 
-def _gathered(requests: Sequence[Request], rows: Sequence[_Rows]) -> Arrays:
+def _averaged(requests: Sequence[Request], rows: Sequence[_Rows]) -> Arrays:
     """Log-probabilities averaged over the draws of a kind, request after request."""
     sizes = [len(request.positions) for request in requests]
     begins = np.cumsum([0, *sizes])

@@ -7,8 +7,9 @@ pass is made only where such a part is missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,43 +84,60 @@ def place(
     for index, item in enumerate(placed):
         if item.subject.role == "candidate" or item.used:
             of_layer.setdefault(item.subject.layer, []).append(index)
-    wanted_of = {layer: [placed[i] for i in of_layer[layer]] for layer in sorted(of_layer)}
     neurons = {
-        layer: sorted({item.subject.neuron for item in wanted})
-        for layer, wanted in wanted_of.items()
+        layer: sorted({placed[index].subject.neuron for index in of_layer[layer]})
+        for layer in sorted(of_layer)
     }
-    known = _seen_log_p(scan)
 
-    def task(layer: int, clean: CleanPass | None) -> Task:
-        wanted = wanted_of[layer]
-        about = [(item.subject.key, item.used) for item in wanted]
-        digest, with_log_p = scan.passages.digest, clean_repeats(scan.model.dtype)
-        name = part_name(f"validation/placed_L{layer:02d}", about, digest, with_log_p)
-
-        def choose() -> Arrays:
-            assert clean is not None  # it is made where any part is missing
-            clean.know_only(*known)  # so a part does not depend on those that were chosen before
-            return _chosen(wanted, text, seed, clean, scan)
-
-        return name, choose
-
+    # As many layers together as one clean pass may hold.
     for group in _layer_groups(neurons, len(scan.passages.ids)):
-        # The pass is made by all processes together, where any of them misses a part.
-        is_missing = any(parts.load(task(layer, None)[0]) is None for layer in group)
-        clean = None
-        if any(parts.gathered(is_missing)):
-            of_group = {layer: neurons[layer] for layer in group}
-            clean = CleanPass(scan.model, scan.passages, of_group, parts)
-        tasks = [task(layer, clean) for layer in group]
-        done = parts.map(tasks, "Stage 3: positions", "layer")
-        for layer, arrays in zip(group, done, strict=True):
-            read = _read(wanted_of[layer], arrays, scan.model)
-            for index, item in zip(of_layer[layer], read, strict=True):
+        wanted = {layer: [placed[index] for index in of_layer[layer]] for layer in group}
+        of_group = {layer: neurons[layer] for layer in group}
+        for layer, of_subjects in _place_group(wanted, of_group, text, seed, scan, parts):
+            for index, item in zip(of_layer[layer], of_subjects, strict=True):
                 placed[index] = item
     return placed
 
 
-def _layer_groups(neurons: dict[int, list[int]], tokens: int) -> list[list[int]]:
+def _place_group(
+    wanted_of: Mapping[int, Sequence[Placed]],
+    neurons: Mapping[int, Sequence[int]],
+    text: Field,
+    seed: int,
+    scan: Scan,
+    parts: Parts,
+) -> list[tuple[int, list[Placed]]]:
+    """Positions for the subjects of some layers: layer by layer."""
+    digest, with_log_p = scan.passages.digest, clean_repeats(scan.model.dtype)
+    names: list[str] = []
+    for layer, wanted in wanted_of.items():
+        about = [(item.subject.key, item.used) for item in wanted]
+        names.append(part_name(f"validation/placed_L{layer:02d}", about, digest, with_log_p))
+
+    # All processes make the pass together, where any of them misses a part.
+    is_missing = any(parts.load(name) is None for name in names)
+    clean = None
+    if any(parts.gathered(is_missing)):
+        clean = CleanPass(scan.model, scan.passages, neurons, parts)
+
+    def choose(wanted: Sequence[Placed]) -> Arrays:
+        assert clean is not None
+        # So a layer's part does not depend on those that this process chose for before.
+        clean.know_only(*_seen_log_p(scan))
+        return _chosen(wanted, text, seed, clean, scan)
+
+    tasks: list[Task] = [
+        (name, partial(choose, wanted))
+        for name, wanted in zip(names, wanted_of.values(), strict=True)
+    ]
+    done = parts.map(tasks, "Stage 3: positions", "layer")
+    return [
+        (layer, _read(wanted, arrays, scan.model))
+        for (layer, wanted), arrays in zip(wanted_of.items(), done, strict=True)
+    ]
+
+
+def _layer_groups(neurons: Mapping[int, Sequence[int]], tokens: int) -> list[list[int]]:
     """The layers in groups whose neurons' activations fit into `ACTIVATION_BYTES` together.
 
     Args:

@@ -85,15 +85,15 @@ def measure_sets(
     everything = range(len(texts))
     # Below the lowest damage of any set all of them compute the same.
     lowest = min(layer for members in sets for layer, _ in members)
-    entering = engine.entering(lowest)
-    clean = engine.clean(everything, lowest, entering).log_p
+    below = engine.state(lowest - 1, []) if lowest else None
+    clean = engine.clean(everything, below).log_p
     drops = []
     for members in sets:
         by_layer: dict[int, list[Any]] = {}
         for layer, neuron in members:
             by_layer.setdefault(layer, []).append(removal(model, layer, neuron))
         with damaging(model, by_layer):
-            drops.append(clean - engine.clean(everything, lowest, entering).log_p)
+            drops.append(clean - engine.clean(everything, below).log_p)
     return {"drop": np.stack(drops)}
 
 
