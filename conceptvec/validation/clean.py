@@ -73,6 +73,10 @@ class CleanPass:
         """Where one neuron's gate is positive: bool (tokens,)."""
         return self.gates[layer][self.neurons[layer].index(neuron)]
 
+    def states(self, positions: np.ndarray) -> torch.Tensor:
+        """The residual stream before the last norm at some positions: (n, H), on the CPU."""
+        return self._states[positions]
+
     def know_only(self, positions: np.ndarray, log_p: np.ndarray) -> None:
         """Take over log-probabilities of an earlier pass, and forget those computed here."""
         self._log_p[:] = np.nan
@@ -84,7 +88,7 @@ class CleanPass:
         todo = np.unique(positions[np.isnan(self._log_p[positions])])
         for start in range(0, len(todo), LOGIT_ROWS):
             batch = todo[start : start + LOGIT_ROWS]
-            logits = self.model.logits(self._states[batch].to(self.model.device))
+            logits = self.model.logits(self.states(batch).to(self.model.device))
             tokens = torch.as_tensor(self.passages.ids[batch + 1], dtype=torch.long)
             of_word = logits.gather(1, tokens.to(logits.device)[:, None])[:, 0]
             self._log_p[batch] = (of_word - logits.logsumexp(1)).cpu().double().numpy()
