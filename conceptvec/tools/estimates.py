@@ -44,7 +44,7 @@ REPEATED, REPEATED_TEXTS = 80, 110  # candidates and texts of the exact repeats
 FULL_PASSES, EXAMPLE_PASSES, REPEAT_PASSES, CLEAN_PASSES = 1.5, 1.0, 1.2, 0.5
 # What the products of Stage 3 take in a run, for each second at the speed that is timed here: on
 # two cores at 91 GFLOP/s each Gemma 3 270M with 250 neurons a layer took 35 minutes in all.
-BESIDE_PRODUCTS = 1.1
+BESIDE_PRODUCTS = 1.2
 SETS, SET_TEXTS = 240, 32  # sets damaged together, and texts of each
 # Seconds beside the products per token of text and layer, all stages together: with an H100, whose
 # products take none, the demo took 10 s and Gemma 3 270M 150.
