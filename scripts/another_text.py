@@ -25,28 +25,23 @@ import numpy as np
 import pandas as pd
 import torch
 from finished_run import FinishedRun, reopened
+from first_order import spearman
 from tqdm import tqdm
 
+from conceptvec.effects import activity
 from conceptvec.effects.rows import KNOWN_BELOW
 from conceptvec.effects.running_text import RunningText
 from conceptvec.effects.scan_record import Scan
 from conceptvec.effects.stage import running_text
 from conceptvec.effects.target_words import occurrences
+from conceptvec.records import Pole
 from conceptvec.runfolder import Parts
 from conceptvec.validation.clean import CleanPass
-from conceptvec.validation.damage import Damager
-from conceptvec.validation.measure import (
-    CLEAN,
-    Request,
-    Setting,
-    Subject,
-    measure_unit,
-    split_unit,
-)
-from conceptvec.validation.placement import field_of
+from conceptvec.validation.controls import candidate_subject
+from conceptvec.validation.measure import CLEAN, Request, measure_unit, split_unit
 from conceptvec.validation.positions import LARGEST_SET, own_positions
-from conceptvec.validation.replay import Replay
 from conceptvec.validation.rule import RULE
+from conceptvec.validation.stage import run_on
 
 LOGIT_ROWS = 64
 DRAWS = 2000
@@ -75,6 +70,7 @@ def known_words(run: FinishedRun, text: RunningText, clean: CleanPass) -> Simple
         better=ranks,
         occurrences=np.stack([places.passage, places.position], 1),
         log_p=clean.log_p(at),
+        layers=tuple(range(run.model.n_layers)),
         index=lambda wanted: np.searchsorted(distinct, wanted),
     )
 
@@ -91,48 +87,38 @@ def drops_there(
         model, text.passages, {layer: sorted(neurons[layer]) for layer in sorted(neurons)}
     )
     seen: Any = known_words(run, text, clean)
-    nothing: Any = None
-    scan = Scan(model, run.config.fold, text, seen, nothing, nothing, (), run.config.seed, {})
-    field = field_of(scan)
-    setting = Setting(
-        model,
-        text.passages,
-        scan.passage_of,
-        Damager(run.config.seed),
-        {layer: np.zeros(model.intermediate_size) for layer in neurons},
-        run.config.batch_size,
-        Replay(model),
-    )
+    silence = activity.nothing(range(model.n_layers), model.intermediate_size)
+    no_moved: Any = None
+    scan = Scan(model, run.config.fold, text, seen, silence, no_moved, (), run.config.seed, {})
+    stage = run_on(scan, run.config, Parts())
 
     # Own positions as in a run, strongest first, without the pairs that they are matched to.
-    poles = [(e["layer"], e["neuron"], 1 if e["pole"] == "+" else -1) for e in entries]
-    concepts = [scan.concepts.index(entry["concept"]) for entry in entries]
-    found: dict[str, np.ndarray] = {}
-    for entry, (layer, neuron, sign), concept, words in zip(
-        tqdm(entries, unit="vector"),
-        poles,
-        concepts,
-        scan.promoted_words(poles, concepts),
-        strict=True,
-    ):
-        positions, _ = own_positions(field, clean.activation(layer, neuron) * sign, words)
+    subjects = [
+        candidate_subject(
+            Pole(e["layer"], e["neuron"], e["pole"]), scan.concepts.index(e["concept"])
+        )
+        for e in entries
+    ]
+    promoted = scan.promoted_words(
+        [(subject.layer, subject.source, subject.written_sign) for subject in subjects],
+        [subject.concept for subject in subjects],
+    )
+    drops: dict[str, np.ndarray] = {}
+    for subject, words in zip(tqdm(subjects, unit="vector"), promoted, strict=True):
+        activation = clean.activation(subject.layer, subject.neuron) * subject.sign
+        positions, _ = own_positions(stage.text, activation, words)
         positions = positions[:LARGEST_SET]
         if len(positions) < RULE.positions:
             continue
-        subject = Subject("candidate", entry["id"], layer, neuron, sign, concept, neuron)
         request = Request(subject, positions, (CLEAN, "zero"), clean.log_p(positions))
-        (measured,) = split_unit([request], measure_unit([request], setting))
-        found[entry["id"]] = measured.drops("zero", positions)
-    return found
+        (measured,) = split_unit([request], measure_unit([request], stage.setting))
+        drops[subject.id] = measured.drops("zero", positions)
+    return drops
 
 
 def compare(table: pd.DataFrame) -> None:
     """Print what the drops of both texts have in common."""
     stream = np.random.default_rng(0)
-
-    def spearman(here: np.ndarray, there: np.ndarray) -> float:
-        return float(pd.Series(here).corr(pd.Series(there), method="spearman"))
-
     here, there = table["here"].to_numpy(), table["there"].to_numpy()
     n = len(table)
     draws = [spearman(here[i], there[i]) for i in stream.integers(0, n, (DRAWS, n))]

@@ -112,10 +112,9 @@ class Engine:
         columns = torch.as_tensor(list(neurons), dtype=torch.long, device=model.device)
         caught: dict[str, torch.Tensor] = {}
 
-        first = 0 if below is None else below.layer + 1
-
         def forward(batch: np.ndarray) -> dict[str, torch.Tensor]:
-            self.replay.run(self._entering(below, batch), first, layer + 1)
+            states, first = self._entering(below, batch)
+            self.replay.run(states, first, layer + 1)
             return caught
 
         self._prepare()  # forward passes of their own, before the hooks
@@ -195,10 +194,9 @@ class Engine:
                 embeddings.
         """
         chosen, out = np.asarray(texts, int), _no_answers(len(texts))
-        first = 0 if below is None else below.layer + 1
 
         def forward(batch: np.ndarray) -> None:
-            states = self._entering(below, chosen[batch])
+            states, first = self._entering(below, chosen[batch])
             answers = self._answers(states, first, chosen[batch], {}, ranked=True)
             out.log_p[batch], out.better[batch] = answers.log_p, answers.better
 
@@ -232,14 +230,14 @@ class Engine:
         for width in np.unique(self.lengths - 1):
             self.replay.prepare(int(width))
 
-    def _entering(self, below: State | None, batch: np.ndarray) -> torch.Tensor:
-        """What enters the layer above a state, or the lowest one, on some texts: (B, T, H)."""
+    def _entering(self, below: State | None, batch: np.ndarray) -> tuple[torch.Tensor, int]:
+        """What enters the layer above a state on some texts (B, T, H), and its number."""
         if below is None:
-            return self.replay.embed(self._rows(batch))
+            return self.replay.embed(self._rows(batch)), 0
         width = int(self.lengths[batch].max()) - 1
         rows = torch.as_tensor(batch, device=self.ids.device)
         written = self.model.mlp_written(below.layer, below.mlp[rows, :width])
-        return below.residual[rows, :width] + written
+        return below.residual[rows, :width] + written, below.layer + 1
 
     def _on_all_texts(
         self, forward: Callable[[np.ndarray], dict[str, torch.Tensor]]
